@@ -1,0 +1,1 @@
+"""The nouns of the pipeline: shard sets, patterns, splits, images, learners and bundles. Knows no Prefect."""

@@ -1,0 +1,100 @@
+"""Files that are either whole or absent, tables that keep their text, and the folder that outlives a run."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import platformdirs
+
+from breedline.errors import BreedlineError
+
+
+def cache_dir(name: str) -> Path:
+    """The per-machine folder `name`: $BREEDLINE_CACHE, else the user's cache folder. Safe to delete at any time."""
+    root = os.environ.get("BREEDLINE_CACHE") or platformdirs.user_cache_dir("breedline")
+    folder = Path(root).expanduser() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; it takes the place of `path` only when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `path` only when the block ends well.
+
+    The name is fixed, so that what a killed run left behind is removed by the next one.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write `table` without its row numbers; the same bytes on every system."""
+    with new_file(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read_csv(path: Path, columns: Iterable[str], integers: Iterable[str] = ()) -> pd.DataFrame:
+    """Read a table as text, whatever it says: a class may be called "NA", "null" or "007".
+
+    Raises:
+        BreedlineError: the file is not a table, or lacks one of `columns`.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise BreedlineError(f"{path} is not a CSV table ({error}): save it as UTF-8, comma-separated") from error
+    if missing := [column for column in columns if column not in table]:
+        raise BreedlineError(f"{path} lacks the column {', '.join(missing)}; it has {', '.join(table)}")
+    return table.astype(dict.fromkeys(integers, "int64"))
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write `value` indented; floats as Python prints them."""
+    with new_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give `target` the bytes of `source`: for free where both are on one file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def fingerprint(paths: Iterable[Path]) -> dict[str, tuple[int, int, int]]:
+    """(inode, size, time of change) of every file at or below `paths`: tells whether one was touched."""
+    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
+    return {str(file): (s.st_ino, s.st_size, s.st_mtime_ns) for file in files for s in [file.stat()]}

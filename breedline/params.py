@@ -1,0 +1,228 @@
+"""params.yaml as a typed, frozen model: one section per stage, each setting documented beside its field.
+
+The whole file is checked before any stage does any work, and all mistakes are reported together.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML, YAMLError
+
+from breedline.errors import BreedlineError
+from breedline.pattern import compile_pattern
+
+
+class ParamsError(BreedlineError):
+    """params.yaml says something that cannot be meant."""
+
+    exit_code = 2
+
+
+class _Section(BaseModel):
+    # strict: `epochs: "3"` is a mistake, not a three
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$"), BeforeValidator(lambda v: v.lower() if type(v) is str else v)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Source(_Section):
+    """Where images come from."""
+
+    url: str = Field(min_length=1)
+    """`digits` (embedded), http(s)://…, a local archive or folder, or any fsspec URL (s3://…, gs://…)."""
+    sha256: Sha256 | None = None
+    """Of the archive's bytes: pins the data. A folder has none."""
+    include: list[str] = ["*"]
+    """Globs on the whole path in the source; `*` crosses `/`."""
+    exclude: list[str] = ["__MACOSX/*", ".*", "*/.*"]
+    """Globs of what to leave out, of what was included."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_plain_url(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str) else value
+
+
+class Weights(_Section):
+    """Pretrained weights from a place of one's own: a state dict as safetensors or as a torch file."""
+
+    url: str = Field(min_length=1)
+    sha256: Sha256 | None = None
+
+
+class Download(_Section):
+    """Settings of the download stage."""
+
+    sources: list[Source] = Field(min_length=1)
+    """New data is a new entry at the end: the volumes of the earlier ones keep their bytes."""
+    weights: Literal["none", "imagenet"] | Weights
+    """`imagenet` for the architecture that train names, `none`, or `{url, sha256}`."""
+    timeout: float = Field(gt=0)
+    """Seconds without a byte before the connection is given up and tried again."""
+    max_files: Positive
+    """More files than this in one source are refused."""
+    max_total_gb: float = Field(gt=0)
+    """A source that unpacks to more is refused."""
+    max_ratio: float = Field(gt=0)
+    """An archive that unpacks to more than this many times its size is refused: images hardly compress."""
+
+
+class Label(_Section):
+    """Settings of the label stage."""
+
+    pattern: str | None = None
+    """RE2 expression with a group `label`; it must match the whole name."""
+    table: str | None = None
+    """Instead of a pattern: a CSV of name,label among the downloaded files, by its path there."""
+    on: Literal["name", "path"]
+    """What the pattern (or the table's `name`) is about: the file's name, or its whole path in the source."""
+    map: dict[str, str]
+    """Labels to rename or merge: read label -> label to use."""
+    classes: Positive | list[str] | None
+    """The number of classes, or their names, if known: anything else is then an error."""
+    valid_pct: Fraction
+    test_pct: Fraction
+    seed: int
+    """Another seed is another split."""
+    test_list: str | None
+    """A text file among the downloaded ones: the first word of each line names an image of the test split."""
+    max_rejected_pct: float = Field(ge=0, le=100)
+    """More rejected files than this, in percent, are an error."""
+    min_per_class: Positive
+    """A class with fewer images is an error."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            compile_pattern(pattern)
+        return pattern
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.pattern is None) == (self.table is None):
+            raise ValueError("set either pattern or table, and leave the other null")
+        if self.valid_pct + self.test_pct >= 1:
+            raise ValueError("valid_pct and test_pct leave nothing to train on: together they must be below 1")
+        return self
+
+
+class Presize(_Section):
+    """Settings of the presize stage."""
+
+    size: int = Field(ge=8, le=4096)
+    """Pixels of the shorter side; larger images are reduced to it, smaller ones stay as they are."""
+    quality: int = Field(ge=1, le=95)
+    """JPEG quality of what has to be encoded anew."""
+
+
+class Augment(_Section):
+    """fastai's `aug_transforms`: how far each training image may be changed."""
+
+    flip: bool
+    max_rotate: float = Field(ge=0, le=180)
+    """Degrees."""
+    max_zoom: float = Field(ge=1)
+    max_warp: float = Field(ge=0, lt=1)
+    max_lighting: float = Field(ge=0, lt=1)
+    min_scale: float = Field(gt=0, le=1)
+    """Smallest part of the image, by area, that the random crop may take."""
+
+
+class Train(_Section):
+    """Settings of the train stage."""
+
+    arch: str
+    """A torchvision architecture that fastai can cut (resnet34, densenet121, …), or any of timm by name."""
+    size: int = Field(ge=8, le=2048)
+    """Pixels: the model sees size x size."""
+    batch_size: Positive
+    freeze_epochs: int = Field(ge=0)
+    """Epochs with the body frozen, the new head alone learning."""
+    epochs: Positive
+    """Epochs with everything learning."""
+    base_lr: Literal["auto"] | Annotated[float, Field(gt=0, lt=10)]
+    """Learning rate of the head; `auto` takes the finder's valley."""
+    loss: Literal["cross_entropy", "bce"]
+    """`bce` gives every class its own probability, so that an image may be none of them."""
+    label_smoothing: Fraction
+    augment: Augment
+    precision: Literal["auto", "bf16", "fp16", "fp32"]
+    """`auto`: bf16 on a GPU that has it, else fp16 on CUDA, else fp32."""
+    channels_last: bool
+    num_workers: int = Field(ge=0)
+    """Loader processes; 0 repeats bit for bit."""
+    seed: int
+
+
+class Evaluate(_Section):
+    """Settings of the evaluate stage."""
+
+    batch_size: Positive
+    top_k: Positive
+    tta: int = Field(ge=0)
+    """Augmented views averaged with the plain one; 0 for none."""
+    none_below: Fraction
+    """With `loss: bce`: an image whose best class is less probable than this is none of them."""
+    top_losses: Positive
+    """Pictures on the sheet of the worst mistakes."""
+
+
+class Params(_Section):
+    """The whole of params.yaml."""
+
+    download: Download
+    label: Label
+    presize: Presize
+    train: Train
+    evaluate: Evaluate
+
+
+def load_params(path: Path) -> Params:
+    """Read and check the whole file.
+
+    Raises:
+        ParamsError: with every mistake at once: the key, the value, and what would be right.
+    """
+    try:
+        settings = YAML(typ="safe").load(path.read_text("utf-8"))  # YAML 1.2, as DVC reads it: `on` is a word
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing: `git checkout {path}` restores it") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        return Params.model_validate(settings)
+    except ValidationError as error:
+        raise ParamsError("\n  ".join([f"{path} needs mending:", *_describe(error)])) from error
+
+
+def _describe(error: ValidationError) -> list[str]:
+    known = _keys(Params)
+    mistakes: dict[str, list[str]] = {}
+    for mistake in error.errors():
+        # pydantic names the branch of a union in the location; the file knows only keys and positions
+        loc = [part for part in mistake["loc"][:-1] if isinstance(part, int) or part in known]
+        last = mistake["loc"][-1] if mistake["loc"] else ""
+        unknown = mistake["type"] == "extra_forbidden"
+        key = ".".join(map(str, [*loc, last] if unknown or last in known or isinstance(last, int) else loc))
+        if unknown:
+            near = difflib.get_close_matches(str(last), known, 1)
+            mistakes[key] = [f": unknown setting; did you mean {near[0]}?" if near else ": unknown setting; remove it"]
+        elif mistake["type"] == "missing":
+            mistakes[key] = [": missing; the files in presets/ have every setting"]
+        else:
+            what = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            value = "" if isinstance(mistake["input"], dict) else f" = {mistake['input']!r}"
+            mistakes.setdefault(key, [f"{value}: {what}"]).append(what)
+    return [f"{key or 'the file'}{', or '.join([first, *more[1:]])}" for key, (first, *more) in sorted(mistakes.items())]
+
+
+def _keys(model: type[BaseModel]) -> set[str]:
+    inner = [f.annotation for f in model.model_fields.values() if isinstance(f.annotation, type)]
+    sections = [section for section in inner if issubclass(section, BaseModel)]
+    return set(model.model_fields).union(*map(_keys, sections), Source.model_fields, Weights.model_fields)
