@@ -26,7 +26,7 @@ def fetch(url: str, sha256: str | None, *, timeout: float, max_bytes: float) -> 
     """The local copy of the file at `url`: a path as it is, anything else through the download cache.
 
     Args:
-        sha256: what the file must hash to; a cached copy that does is used without asking the network.
+        sha256: what the file must hash to, or the beginning of it; a cached copy that does is used without asking the network.
         timeout: seconds without a byte before a connection is given up.
         max_bytes: a larger file is refused.
 
@@ -43,7 +43,7 @@ def fetch(url: str, sha256: str | None, *, timeout: float, max_bytes: float) -> 
         key = hashlib.sha256(url.encode()).hexdigest()[:32]
         target = cache_dir("downloads") / key
         with FileLock(f"{target}.lock"):
-            if sha256 and target.is_file() and sha256_of(target) == sha256:
+            if sha256 and target.is_file() and sha256_of(target).startswith(sha256):
                 return target
             if scheme in ("http", "https"):
                 _Download(url, target, timeout, max_bytes).run()
@@ -51,12 +51,12 @@ def fetch(url: str, sha256: str | None, *, timeout: float, max_bytes: float) -> 
                 _copy(url, target, max_bytes)
         path = target
     found = sha256_of(path)
-    if sha256 and found != sha256:
+    if sha256 and not found.startswith(sha256):
         if path.parent == cache_dir("downloads"):
             path.unlink()
         raise BreedlineError(
-            f"{url} has sha256 {found}, but params.yaml says {sha256}: "
-            "if the new content is what you want, put its sha256 there"
+            f"{url} has sha256 {found}, not {sha256} as expected: "
+            "if the new content is right, put its sha256 into params.yaml"
         )
     if not sha256:
         log.info("%s: sha256 is %s; put it into params.yaml to pin the data", url, found)
@@ -126,7 +126,7 @@ class _Download:
                         ) from error
                     log.info("%s: %s; trying again", self.url, why)
                     time.sleep(BACKOFF * 2**failures)
-                except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
+                except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
                     raise BreedlineError(f"{self.url}: {error}: mend the url in params.yaml") from error
 
     def _partial(self) -> int:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 import platformdirs
@@ -59,18 +59,25 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(temporary, index=False, lineterminator="\n")
 
 
-def read_csv(path: Path, columns: Iterable[str], integers: Iterable[str] = ()) -> pd.DataFrame:
+def read_csv(
+    file: Path | IO[bytes], columns: Iterable[str], integers: Iterable[str] = (), where: str = ""
+) -> pd.DataFrame:
     """Read a table as text, whatever it says: a class may be called "NA", "null" or "007".
+
+    Args:
+        integers: columns of whole numbers.
+        where: what to call the file in an error, if it has no path.
 
     Raises:
         BreedlineError: the file is not a table, or lacks one of `columns`.
     """
+    where = where or str(file)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise BreedlineError(f"{path} is not a CSV table ({error}): save it as UTF-8, comma-separated") from error
+        raise BreedlineError(f"{where} is not a CSV table ({error}): save it as UTF-8, comma-separated") from error
     if missing := [column for column in columns if column not in table]:
-        raise BreedlineError(f"{path} lacks the column {', '.join(missing)}; it has {', '.join(table)}")
+        raise BreedlineError(f"{where} lacks the column {', '.join(missing)}; it has {', '.join(table)}")
     return table.astype(dict.fromkeys(integers, "int64"))
 
 

@@ -7,11 +7,12 @@ folder that has one is whole.
 """
 
 import hashlib
-import os
 import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import pandas as pd
 from PIL import Image
@@ -20,7 +21,6 @@ from breedline.errors import BreedlineError
 from breedline.files import read_csv, write_csv
 
 INDEX = "index.csv"
-COLUMNS = ["name", "shard", "offset", "size", "sha256", "format"]
 VOLUME_BYTES = 128 * 2**20
 """A volume is closed when the next file would take it over this many bytes."""
 
@@ -37,6 +37,9 @@ class Entry(NamedTuple):
     size: int
     sha256: str
     format: str
+
+
+COLUMNS = list(Entry._fields)
 
 
 def sniff(head: bytes) -> str:
@@ -85,17 +88,27 @@ class _HashingReader:
         return data
 
 
-def write_index(folder: Path, rows: list[Any], columns: list[str] = COLUMNS) -> None:
+def pack(
+    files: Iterable[tuple[str, int, IO[bytes]]], folder: Path, prefix: str, volume_bytes: int = VOLUME_BYTES
+) -> Iterator[Entry]:
+    """Write (name, size, content) files into volumes PREFIX-00000.tar, PREFIX-00001.tar, … of `folder`, in order."""
+    with ExitStack() as current:
+        volume, number = None, 0
+        for name, size, content in files:
+            if volume is None or (volume.size and volume.size + size > volume_bytes):
+                current.close()
+                volume = current.enter_context(Volume(folder / f"{prefix}-{number:05d}.tar"))
+                number += 1
+            yield volume.add(name, content, size)
+
+
+def write_index(table: pd.DataFrame, folder: Path) -> None:
     """Complete the shard set in `folder`: from here on it counts as whole."""
-    write_csv(pd.DataFrame(rows, columns=columns), folder / INDEX)
+    write_csv(table, folder / INDEX)
 
 
 class ShardSet:
-    """A shard set to read from: `index` is its table, `read` gives the bytes of one row.
-
-    Positioned reads (`pread`) rather than a memory map: as fast from the page cache, safe from any thread or forked
-    worker, and the volumes do not count as this process's memory.
-    """
+    """A shard set to read from: `index` is its table, `read` gives the bytes of one row."""
 
     def __init__(self, folder: Path, columns: list[str] = COLUMNS) -> None:
         """Open the set in `folder`. Raises BreedlineError when it has no index or a volume is missing or short."""
@@ -104,7 +117,6 @@ class ShardSet:
             raise BreedlineError(f"{folder} holds no whole shard set: run `dvc repro`, or `dvc checkout` to restore it")
         integers = [c for c in columns if c in ("offset", "size", "height", "width")]
         self.index = read_csv(folder / INDEX, columns, integers)
-        self._descriptors: dict[str, int] = {}
         ends = (self.index["offset"] + self.index["size"]).groupby(self.index["shard"]).max()
         for shard, end in ends.items():
             path = folder / str(shard)
@@ -113,21 +125,15 @@ class ShardSet:
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
         """The `size` bytes at `offset` of volume `shard`."""
-        if shard not in self._descriptors:
-            self._descriptors[shard] = os.open(self.folder / shard, os.O_RDONLY)
-        return os.pread(self._descriptors[shard], size, offset)
+        return read_at(self.folder / shard, offset, size)
 
-    def close(self) -> None:
-        """Let go of the volumes; a later `read` opens them again."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_descriptors": {}}
+def read_at(volume: Path, offset: int, size: int) -> bytes:
+    """The `size` bytes at `offset` of a volume.
 
-    def __enter__(self) -> "ShardSet":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
+    A plain read rather than a memory map: as fast from the page cache, safe from any thread or process, and the
+    volumes do not count as this process's memory.
+    """
+    with volume.open("rb", buffering=0) as file:
+        file.seek(offset)
+        return file.read(size)

@@ -1,0 +1,110 @@
+"""One image file made ready for training: upright 8-bit RGB JPEG, its shorter side at most `size`, never enlarged.
+
+What happens to each kind of file:
+
+| file | result |
+|---|---|
+| JPEG, RGB, upright, small enough | checked by decoding, then passed through byte for byte |
+| any other image | decoded, converted to RGB, reduced if need be, turned upright, encoded as JPEG |
+| CMYK, YCCK, LAB, grey, 1 bit | converted to RGB as Pillow does, without colour profiles |
+| 16 bits a channel | the upper 8 bits |
+| alpha or a transparent palette | laid on white, so that hidden colours stay hidden |
+| animation, several pages | the first frame |
+| EXIF orientation | applied, so that the pixels are upright, and dropped |
+| truncated, damaged, floating point, over MAX_PIXELS, under 1 pixel wide | rejected, with the reason |
+
+Large JPEGs are first decoded at the smallest scale that is still twice the target (libjpeg's `draft`), then reduced
+by Lanczos: a quarter of the time of decoding them whole, at 44 dB or better.
+"""
+
+import io
+from typing import NamedTuple
+
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, features
+
+from breedline.shards import FORMATS
+
+MAX_PIXELS = 89_478_485
+"""A larger image is refused as a decompression bomb: Pillow's own limit, a quarter of a GiB as RGB."""
+
+DECODER = f"Pillow {Image.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
+"""Part of the cache key, since another decoder may give other bytes. Raise the version when this module does."""
+VERSION = 1
+
+KEPT, RESIZED, ENCODED = "kept", "resized", "encoded"
+
+
+class Undecodable(Exception):
+    """The file cannot be used; the message is the reason."""
+
+
+class Presized(NamedTuple):
+    """A JPEG, its size in pixels, and how it came about: `kept`, `resized` (and encoded) or only `encoded`."""
+
+    data: bytes
+    height: int
+    width: int
+    made: str
+
+
+def presize_image(data: bytes, size: int, quality: int) -> Presized:
+    """Make one image file ready; see the module's table.
+
+    Args:
+        data: the file's bytes.
+        size: pixels of the shorter side, at most.
+        quality: JPEG quality of what is encoded.
+
+    Raises:
+        Undecodable: the file is damaged or not supported.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        return _presize(image, data, size, quality)
+    except UnidentifiedImageError:
+        raise Undecodable("not an image that Pillow reads") from None
+    except Image.DecompressionBombError as error:
+        raise Undecodable(f"over {MAX_PIXELS} pixels") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+        # what Pillow's plugins raise on damaged files, which is nearly anything
+        raise Undecodable(str(error) or type(error).__name__) from error
+
+
+def _presize(image: ImageFile.ImageFile, data: bytes, size: int, quality: int) -> Presized:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise Undecodable(f"over {MAX_PIXELS} pixels")
+    upright = image.getexif().get(ExifTags.Base.Orientation, 1) in (0, 1)
+    small = min(width, height) <= size
+    if image.format == "JPEG" and image.mode == "RGB" and upright and small:
+        image.draft(None, (1, 1))  # an eighth of the pixels, but every byte of the file is read: enough to check it
+        image.load()
+        return Presized(data, height, width, KEPT)
+
+    scale = min(1, size / min(width, height))
+    target = (max(1, round(width * scale)), max(1, round(height * scale)))
+    image.draft(None, (2 * target[0], 2 * target[1]))
+    orientation = image.getexif()
+    picture = _rgb(image)
+    if not small:
+        picture = picture.resize(target, Image.Resampling.LANCZOS, reducing_gap=2)
+    picture.getexif().update(orientation)
+    picture = ImageOps.exif_transpose(picture)
+    buffer = io.BytesIO()
+    # what was small has no detail to spare, so its colours keep their full resolution
+    picture.save(buffer, "JPEG", quality=quality, subsampling=0 if small else 2, exif=b"")
+    return Presized(buffer.getvalue(), picture.height, picture.width, ENCODED if small else RESIZED)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB, whatever the mode; see the module's table."""
+    if image.mode == "F":
+        raise Undecodable("floating-point pixels")
+    if image.mode.startswith("I"):  # 16 bits in 16 or 32; `convert` would clip all but the darkest to white
+        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        picture = Image.new("RGB", layer.size, "white")
+        picture.paste(layer, mask=layer.getchannel("A"))
+        return picture
+    return image.convert("RGB")

@@ -1,0 +1,56 @@
+"""Decode and reduce every labelled image once, for every later run."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import pandas as pd
+
+from breedline.edge import run
+from breedline.errors import BreedlineError
+from breedline.files import new_folder, read_csv, write_csv
+from breedline.params import Presize
+from breedline.presized import PRESIZED_COLUMNS, Presizer
+from breedline.progress import progress
+from breedline.shards import ShardSet, write_index
+
+log = logging.getLogger("breedline")
+
+
+def presize(params: Presize, raw: Path, labels: Path, *, presized: Path, workers: int = -1) -> None:
+    """Make the shard set `presized` of the labelled images of `raw`: upright RGB JPEGs, reduced, never enlarged.
+
+    What became of each image stands in its index (`made`); what could not be decoded, and why, in `rejected.csv`.
+
+    Args:
+        workers: how many images at a time, -1 for one on each core. The result is the same.
+
+    Raises:
+        BreedlineError: not one image could be decoded.
+    """
+    images = ShardSet(raw)
+    wanted = images.index.merge(read_csv(labels, ["name", "sha256"])[["name", "sha256"]].drop_duplicates())
+    presizer = Presizer(params, workers)
+    with new_folder(presized) as folder, progress("presize", len(wanted)) as advance, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of oddities in files that it goes on to read
+        made = [
+            presizer.volume(raw / str(shard), rows, folder / str(shard), advance)
+            for shard, rows in wanted.groupby("shard", sort=True)
+        ]
+        table = pd.concat([part.table for part in made])
+        rejected = table["rejected"] != ""
+        if rejected.all():
+            raise BreedlineError(f"no image could be decoded; the first: {table['name'].iloc[0]}: {table['rejected'].iloc[0]}")
+        rejects = table.loc[rejected, ["name", "origin", "rejected"]]
+        write_csv(rejects.set_axis(["name", "sha256", "reason"], axis=1), folder / "rejected.csv")
+        write_index(table.loc[~rejected, PRESIZED_COLUMNS], folder)
+    presizer.prune()
+    counts = ", ".join(f"{count} {how}" for how, count in table.loc[~rejected, "made"].value_counts().items())
+    log.info(
+        "presize: %d images: %s, %d rejected; %d of them from the cache",
+        *(len(table), counts, rejected.sum(), sum(part.cached for part in made)),
+    )
+
+
+if __name__ == "__main__":
+    run(presize)
