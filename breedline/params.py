@@ -55,6 +55,10 @@ class Weights(_Section):
     sha256: Sha256 | None = None
 
 
+WEIGHTS_NOTE = "weights.json"
+"""What the download stage leaves beside the weights, to tell the train stage whose they are."""
+
+
 class Download(_Section):
     """Settings of the download stage."""
 

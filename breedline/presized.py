@@ -21,10 +21,8 @@ from joblib import Parallel, delayed
 from breedline.files import cache_dir, link_or_copy, new_file, read_csv, write_csv
 from breedline.images import DECODER, VERSION, Presized, Undecodable, presize_image
 from breedline.params import Presize
-from breedline.shards import COLUMNS, Volume, read_at
+from breedline.shards import PRESIZED_COLUMNS, Volume, read_at
 
-PRESIZED_COLUMNS = [*COLUMNS, "height", "width", "made", "origin"]
-"""A presized index: what lies where, the image's pixels, how it was made, and the SHA-256 of the raw file."""
 PART_COLUMNS = [*PRESIZED_COLUMNS, "rejected"]
 """A cached table has the rejects too: size 0, and the reason."""
 INTEGERS = ["offset", "size", "height", "width"]

@@ -40,6 +40,8 @@ class Entry(NamedTuple):
 
 
 COLUMNS = list(Entry._fields)
+PRESIZED_COLUMNS = [*COLUMNS, "height", "width", "made", "origin"]
+"""A presized set says more: the image's pixels, how it was made, and the SHA-256 of the raw file."""
 
 
 def sniff(head: bytes) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from breedline.errors import BreedlineError
 from breedline.fetch import fetch
 from breedline.files import new_folder, sha256_of, write_json
-from breedline.params import Download
+from breedline.params import WEIGHTS_NOTE, Download
 
 TORCHVISION = "https://download.pytorch.org/models/"
 IMAGENET = {
@@ -33,7 +33,6 @@ IMAGENET = {
 }
 """torchvision's default weights; its file names end in the first eight digits of their SHA-256."""
 TIMM = "https://huggingface.co/timm/{arch}/resolve/main/model.safetensors"
-NOTE = "weights.json"
 
 
 def fetch_weights(params: Download, arch: str, folder: Path) -> None:
@@ -44,7 +43,7 @@ def fetch_weights(params: Download, arch: str, folder: Path) -> None:
     """
     with new_folder(folder) as new:
         if params.weights == "none":
-            write_json({"arch": arch, "file": None}, new / NOTE)
+            write_json({"arch": arch, "file": None}, new / WEIGHTS_NOTE)
             return
         if params.weights == "imagenet":
             url, sha256 = _imagenet(arch)
@@ -53,7 +52,7 @@ def fetch_weights(params: Download, arch: str, folder: Path) -> None:
         local = fetch(url, sha256, timeout=params.timeout, max_bytes=params.max_total_gb * 1e9)
         name = Path(url).name
         shutil.copyfile(local, new / name)
-        write_json({"arch": arch, "file": name, "url": url, "sha256": sha256_of(new / name)}, new / NOTE)
+        write_json({"arch": arch, "file": name, "url": url, "sha256": sha256_of(new / name)}, new / WEIGHTS_NOTE)
 
 
 def _imagenet(arch: str) -> tuple[str, str | None]:

@@ -10,9 +10,9 @@ from breedline.edge import run
 from breedline.errors import BreedlineError
 from breedline.files import new_folder, read_csv, write_csv
 from breedline.params import Presize
-from breedline.presized import PRESIZED_COLUMNS, Presizer
+from breedline.presized import Presizer
 from breedline.progress import progress
-from breedline.shards import ShardSet, write_index
+from breedline.shards import PRESIZED_COLUMNS, ShardSet, write_index
 
 log = logging.getLogger("breedline")
 

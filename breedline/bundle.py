@@ -1,0 +1,60 @@
+"""The model bundle: weights in safetensors, and one JSON with everything needed to use them. No pickle anywhere."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from breedline.errors import BreedlineError
+from breedline.files import new_folder, write_json
+from breedline.learner import Geometry, create_model
+from breedline.params import Augment
+
+WEIGHTS, SPEC = "model.safetensors", "model.json"
+
+
+class BundleSpec(BaseModel):
+    """What model.json says. Paths and dates are not in it: equal inputs give equal bundles."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["breedline-1"] = "breedline-1"
+    arch: str
+    classes: list[str]
+    """In the order of the model's outputs."""
+    geometry: Geometry
+    augment: Augment
+    """As in training, for test-time augmentation."""
+    loss: Literal["cross_entropy", "bce"]
+    """Decides what turns the outputs into probabilities: softmax, or a sigmoid for each class."""
+    data: dict[str, str]
+    """SHA-256 of what the model was trained on, by name."""
+    code: str
+    """SHA-256 of the code that trained it."""
+
+
+def save_bundle(folder: Path, model: nn.Module, spec: BundleSpec) -> None:
+    """Write the bundle whole or not at all."""
+    with new_folder(folder) as new:
+        save_model(model, str(new / WEIGHTS))
+        (new / WEIGHTS).chmod(0o644)  # safetensors makes it private
+        write_json(spec.model_dump(), new / SPEC)
+
+
+def load_bundle(folder: Path) -> tuple[nn.Module, BundleSpec]:
+    """The model, on the CPU and in evaluation mode, and its spec.
+
+    Raises:
+        BreedlineError: the folder holds no bundle, or a damaged one, or one of another version.
+    """
+    try:
+        spec = BundleSpec.model_validate_json((folder / SPEC).read_bytes())
+        model = create_model(spec.arch, len(spec.classes))
+        load_model(model, folder / WEIGHTS)
+    except (FileNotFoundError, ValidationError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise BreedlineError(f"{folder} is no usable bundle ({reason}): `dvc checkout` restores it") from error
+    return model.eval(), spec

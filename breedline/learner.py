@@ -1,0 +1,221 @@
+"""One builder of DataLoaders and Learner, for training and evaluation alike.
+
+After fast.ai's book, chapter 5: each image is cropped to a generous square on the CPU (at random in training, in the
+centre otherwise), then all augmentation and the final resize happen on the batch, on the device ("presizing"); the
+model is a pretrained body with a new head, trained in the two phases of `fine_tune`.
+"""
+
+import difflib
+import json
+import logging
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import timm
+import torch
+from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import AMPMode, MixedPrecision
+from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import FuncSplitter, IntToFloatTensor, Normalize
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from fastai.vision.augment import Resize, aug_transforms
+from fastai.vision.core import PILImage
+from fastai.vision.learner import create_body, create_timm_model, create_vision_model, default_split, model_meta
+from fasttransform import Transform
+from safetensors.torch import load_file
+from torch import nn
+
+from breedline.errors import BreedlineError
+from breedline.params import WEIGHTS_NOTE, Augment
+from breedline.shards import PRESIZED_COLUMNS, ShardSet
+
+log = logging.getLogger("breedline")
+
+TORCHVISION = {arch.__name__: arch for arch in model_meta if not arch.__name__.startswith("xresnet")}
+"""The torchvision architectures that fastai knows how to cut into body and head."""
+IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Item:
+    """One labelled, presized image: what it is, and where its bytes lie."""
+
+    name: str
+    label: str
+    split: str
+    sha256: str = field(repr=False)
+    shard: str = field(repr=False)
+    offset: int = field(repr=False)
+    size: int = field(repr=False)
+
+
+def load_items(presized: Path, labels: pd.DataFrame) -> list[Item]:
+    """The labelled images that could be decoded, in the order of `labels` (name, label, split, sha256)."""
+    index = ShardSet(presized, PRESIZED_COLUMNS).index.drop_duplicates("origin")
+    where = index.set_index("origin")[["shard", "offset", "size"]]
+    table = labels[["name", "label", "split", "sha256"]].join(where, on="sha256", how="inner")
+    return [Item(**row) for row in table.to_dict("records")]
+
+
+class OpenImage(Transform):
+    """From an `Item` to its picture."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.images = ShardSet(folder, PRESIZED_COLUMNS)
+
+    def encodes(self, item: Item) -> PILImage:
+        return PILImage.create(self.images.read(item.shard, item.offset, item.size))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the model sees of an image: a crop of `item_size` pixels, reduced to `size`, normalised."""
+
+    item_size: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def data_block(presized: Path, classes: list[str], geometry: Geometry, augment: Augment) -> DataBlock:
+    """From items to normalised batches; the images of split `valid` are the validation set."""
+    augmentations = aug_transforms(
+        size=geometry.size,
+        min_scale=augment.min_scale,
+        do_flip=augment.flip,
+        max_rotate=augment.max_rotate,
+        max_zoom=augment.max_zoom,
+        max_warp=augment.max_warp,
+        max_lighting=augment.max_lighting,
+    )
+    return DataBlock(
+        blocks=(
+            TransformBlock(type_tfms=OpenImage(presized), batch_tfms=IntToFloatTensor),
+            CategoryBlock(vocab=classes, sort=False),
+        ),
+        get_y=attrgetter("label"),
+        splitter=FuncSplitter(_is_valid),
+        item_tfms=Resize(geometry.item_size),
+        batch_tfms=[*augmentations, Normalize.from_stats(geometry.mean, geometry.std)],
+    )
+
+
+def _is_valid(item: Item) -> bool:
+    return item.split == "valid"
+
+
+def create_model(arch: str, n_classes: int) -> nn.Module:
+    """The model as `vision_learner` makes it, body and head, with random weights.
+
+    Raises:
+        BreedlineError: neither torchvision nor timm has `arch`; the nearest names are suggested.
+    """
+    if arch in TORCHVISION:
+        return create_vision_model(TORCHVISION[arch], n_classes, pretrained=False)
+    if timm.is_model(arch):
+        model, _ = create_timm_model(arch, n_classes, pretrained=False)
+        return model
+    near = difflib.get_close_matches(arch, [*TORCHVISION, *timm.list_models()], 4, 0.5)
+    raise BreedlineError(f"train.arch {arch!r} does not exist; near it are {', '.join(near) or 'none'}")
+
+
+def statistics(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the channels that the pretrained weights of `arch` expect, in 0 to 1."""
+    if arch in TORCHVISION:
+        return IMAGENET_STATS
+    config = timm.get_pretrained_cfg(arch)
+    return (config.mean, config.std) if config else IMAGENET_STATS
+
+
+def load_weights(model: nn.Module, arch: str, folder: Path) -> bool:
+    """Put the pretrained weights that the download stage left in `folder` into the body; whether there are any.
+
+    Raises:
+        BreedlineError: they are not those of `arch`.
+    """
+    note = json.loads((folder / WEIGHTS_NOTE).read_text("utf-8"))
+    if note["file"] is None:
+        return False
+    file = folder / note["file"]
+    # weights_only: numbers, never code
+    state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    body = model[0]  # type: ignore[index]
+    try:
+        if arch in TORCHVISION:
+            whole = TORCHVISION[arch](weights=None)
+            whole.load_state_dict(state)
+            body.load_state_dict(create_body(whole, pretrained=False, cut=model_meta[TORCHVISION[arch]]["cut"]).state_dict())
+        else:
+            missing = body.model.load_state_dict(state, strict=False).missing_keys
+            if missing:
+                raise RuntimeError(f"missing {missing[:3]}")
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise BreedlineError(f"the weights {note['url']} are not those of {arch} ({reason}): mend download.weights") from error
+    return True
+
+
+class OneVsRestLoss(nn.Module):
+    """Binary cross-entropy of each class against the rest: every class has a probability of its own.
+
+    So that an image may be none of the known classes (fast.ai's book, chapter 6), while targets stay class numbers.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        wanted = nn.functional.one_hot(target, logits.shape[-1]).to(logits.dtype)
+        wanted = wanted * (1 - self.label_smoothing) + self.label_smoothing / 2
+        return nn.functional.binary_cross_entropy_with_logits(logits, wanted)
+
+    def activation(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.sigmoid()
+
+    def decodes(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.argmax(-1)
+
+
+def loss_function(loss: str, label_smoothing: float = 0.0) -> Any:
+    """The loss by its name in params.yaml; its `activation` turns logits into probabilities."""
+    return OneVsRestLoss(label_smoothing) if loss == "bce" else CrossEntropyLossFlat(label_smoothing=label_smoothing)
+
+
+def pick_device() -> torch.device:
+    """CUDA, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_precision(wanted: str, device: torch.device) -> str:
+    """`wanted`, with `auto` resolved. Off CUDA it is fp32, since fastai's mixed precision knows CUDA only."""
+    if device.type != "cuda":
+        if wanted in ("bf16", "fp16"):
+            log.info("train.precision %s needs CUDA: training in fp32", wanted)
+        return "fp32"
+    if wanted == "auto":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return wanted
+
+
+def create_learner(
+    dls: DataLoaders, model: nn.Module, arch: str, loss: Any, *, precision: str = "fp32", channels_last: bool = False
+) -> Learner:
+    """A Learner with fastai's defaults and the layer groups of `arch`, in `precision` (bf16, fp16 or fp32)."""
+    callbacks: list[Callback] = [ChannelsLast()] if channels_last else []
+    if precision != "fp32":
+        callbacks.append(MixedPrecision(amp_mode=AMPMode.BF16 if precision == "bf16" else AMPMode.FP16))
+    splitter = model_meta[TORCHVISION[arch]]["split"] if arch in TORCHVISION else default_split
+    learn = Learner(dls, model, loss_func=loss, splitter=splitter, metrics=accuracy, cbs=callbacks)
+    learn.model.to(dls.device)
+    return learn

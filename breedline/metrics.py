@@ -1,0 +1,56 @@
+"""What the numbers mean: from probabilities (images, classes) and true class numbers (images,) to metrics."""
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import f1_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
+
+DIGITS = 6
+"""Metrics are rounded, so that a difference in them is a difference between models."""
+BINS = 15
+
+
+def summary(probabilities: np.ndarray, target: np.ndarray, top_k: int) -> dict[str, float]:
+    """Accuracy, error rate, top-k accuracy, macro F1, log loss and calibration error, and the number of images."""
+    classes = np.arange(probabilities.shape[1])
+    predicted = probabilities.argmax(1)
+    accuracy = float((predicted == target).mean())
+    k = min(top_k, len(classes))
+    # one class must be right, whatever the probabilities add up to (bce's do not have to add up to one)
+    normalised = probabilities / probabilities.sum(1, keepdims=True)
+    # with k of k classes the answer is always among them, which scikit-learn declines to compute
+    top = 1.0 if k == len(classes) else top_k_accuracy_score(target, normalised, k=k, labels=classes)
+    if len(classes) == 2:
+        top = accuracy if k == 1 else 1.0
+    numbers = {
+        "accuracy": accuracy,
+        "error_rate": 1 - accuracy,
+        f"top_{k}_accuracy": float(top),
+        "macro_f1": float(f1_score(target, predicted, labels=np.unique(target), average="macro", zero_division=0)),
+        "log_loss": float(log_loss(target, normalised, labels=classes)),
+        "calibration_error": calibration_error(probabilities, target),
+    }
+    return {name: round(value, DIGITS) for name, value in numbers.items()} | {"images": len(target)}
+
+
+def calibration_error(probabilities: np.ndarray, target: np.ndarray, bins: int = BINS) -> float:
+    """Expected calibration error (Guo et al., 2017): how far confidence is from accuracy, over `bins` equal bins."""
+    confidence = probabilities.max(1)
+    right = probabilities.argmax(1) == target
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = (abs(confidence[which == b].mean() - right[which == b].mean()) * (which == b).mean() for b in np.unique(which))
+    return float(sum(gaps))
+
+
+def per_class(classes: list[str], predicted: np.ndarray, target: np.ndarray) -> pd.DataFrame:
+    """Precision, recall, F1 and the number of images of each class, the worst first."""
+    values = precision_recall_fscore_support(target, predicted, labels=np.arange(len(classes)), zero_division=0)
+    table = pd.DataFrame(dict(zip(["precision", "recall", "f1", "images"], values, strict=True)))
+    table.insert(0, "class", classes)
+    return table.round(DIGITS).sort_values(["f1", "class"], kind="stable")
+
+
+def confused_pairs(table: pd.DataFrame) -> pd.DataFrame:
+    """How often each class (`actual`) is taken for each other (`predicted`), the most frequent first."""
+    wrong = table[table["actual"] != table["predicted"]]
+    pairs = wrong.groupby(["actual", "predicted"]).size().reset_index(name="times")
+    return pairs.sort_values(["times", "actual", "predicted"], ascending=[False, True, True], kind="stable")

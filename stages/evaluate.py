@@ -1,0 +1,112 @@
+"""The honest numbers of a bundle on images that training never saw, and what to look at next."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.torch_core import set_seed
+
+from breedline.bundle import BundleSpec, load_bundle
+from breedline.edge import run
+from breedline.errors import BreedlineError
+from breedline.files import new_folder, read_csv, write_csv, write_json
+from breedline.learner import Item, create_learner, data_block, load_items, loss_function, pick_device
+from breedline.metrics import confused_pairs, per_class, summary
+from breedline.params import Evaluate
+from breedline.pictures import sheet_picture
+from breedline.shards import PRESIZED_COLUMNS, ShardSet
+
+SEED = 0
+"""Of the augmented views."""
+
+
+def evaluate(params: Evaluate, bundle: Path, presized: Path, labels: Path, *, metrics: Path, report: Path) -> None:
+    """Compare the bundle's predictions with the labels, on split `test`, and on `valid` beside it.
+
+    Args:
+        metrics: the numbers of both splits; `dvc metrics diff` compares them.
+        report: folder for the predictions and per-class table of the test split, the pairs of classes most often
+            confused, and a sheet of the worst mistakes.
+
+    Raises:
+        BreedlineError: no usable bundle, or no test images, or a label that the bundle does not know.
+    """
+    model, spec = load_bundle(bundle)
+    items = load_items(presized, read_csv(labels, ["name", "label", "split", "sha256"]))
+    if not any(item.split == "test" for item in items):
+        raise BreedlineError("split test has no images: raise label.test_pct, or mend label.test_list")
+    if unknown := sorted({item.label for item in items} - set(spec.classes)):
+        raise BreedlineError(f"the bundle does not know the class {', '.join(unknown[:5])}: `dvc repro train` makes a new one")
+
+    numbers: dict[str, Any] = {}
+    for split in ("test", "valid"):
+        chosen = [item for item in items if item.split == split]
+        if not chosen:
+            continue
+        probabilities = predict(params, model, spec, presized, items, chosen)
+        target = np.array([spec.classes.index(item.label) for item in chosen])
+        numbers[split] = summary(probabilities, target, params.top_k)
+        if spec.loss == "bce":
+            numbers[split]["none_of_them"] = float((probabilities.max(1) < params.none_below).mean())
+        if split == "test":
+            with new_folder(report) as folder:
+                _report(params, spec, presized, chosen, probabilities, target, folder)
+    write_json(numbers, metrics)
+
+
+def predict(
+    params: Evaluate, model: torch.nn.Module, spec: BundleSpec, presized: Path, items: list[Item], chosen: list[Item]
+) -> np.ndarray:
+    """The probability of each class for each of `chosen`: (images, classes), in their order."""
+    block = data_block(presized, spec.classes, spec.geometry, spec.augment)
+    dls = block.dataloaders(items, bs=params.batch_size, num_workers=0, device=pick_device())
+    learn = create_learner(dls, model, spec.arch, loss_function(spec.loss))
+    loader = dls.test_dl(chosen, with_labels=True)
+    with learn.no_bar(), learn.no_logging():
+        if params.tta:
+            set_seed(SEED)
+            probabilities, _ = learn.tta(dl=loader, n=params.tta)
+        else:
+            probabilities, _ = learn.get_preds(dl=loader)
+    return probabilities.double().numpy()
+
+
+def _report(
+    params: Evaluate,
+    spec: BundleSpec,
+    presized: Path,
+    items: list[Item],
+    probabilities: np.ndarray,
+    target: np.ndarray,
+    folder: Path,
+) -> None:
+    names = np.array(spec.classes)
+    predicted = probabilities.argmax(1)
+    table = pd.DataFrame(
+        {
+            "name": [item.name for item in items],
+            "actual": names[target],
+            "predicted": names[predicted],
+            "probability": probabilities.max(1).round(6),
+            "loss": -np.log(np.clip(probabilities[np.arange(len(target)), target], 1e-12, None)).round(6),
+        }
+    )
+    write_csv(table, folder / "predictions.csv")
+    write_csv(per_class(spec.classes, predicted, target), folder / "per_class.csv")
+    write_csv(confused_pairs(table), folder / "confused.csv")
+    images = ShardSet(presized, PRESIZED_COLUMNS)
+    worst = table.sort_values("loss", ascending=False, kind="stable").head(params.top_losses)
+    rows = [
+        (
+            f"{row['actual']}\nseen as {row['predicted']}, {row['probability']:.0%}",
+            images.read(items[number].shard, items[number].offset, items[number].size),
+        )
+        for number, row in worst.iterrows()
+    ]
+    sheet_picture(rows, folder / "top_losses.png")
+
+
+if __name__ == "__main__":
+    run(evaluate)
