@@ -51,7 +51,9 @@ def run(stage: Callable[..., None]) -> NoReturn:
             before = _fingerprint(stage, arguments)
             stage(params, **arguments)
             if _section(name) != params or _fingerprint(stage, arguments) != before:
-                raise BreedlineError(f"{name}: an input changed while the stage ran, so its outputs are void: run it again")
+                raise BreedlineError(
+                    f"{name}: an input changed while the stage ran, so its outputs are void: run it again"
+                )
     except BreedlineError as error:
         _fail(f"{name}: {error}", error.exit_code)
     except KeyboardInterrupt:
@@ -100,7 +102,9 @@ def _fingerprint(stage: Callable[..., None], arguments: dict[str, Any]) -> dict[
     inputs = [arguments[name] for name in inputs_of(stage)]
     for path in inputs:
         if not path.exists():
-            raise BreedlineError(f"{path} is missing: `dvc repro` makes it, `dvc checkout` or `git checkout` restores it")
+            raise BreedlineError(
+                f"{path} is missing: `dvc repro` makes it, `dvc checkout` or `git checkout` restores it"
+            )
     code = [Path(__file__).parent, Path(inspect.getfile(stage))]
     return {file: s for file, s in fingerprint([*inputs, *code]).items() if "__pycache__" not in file}
 

@@ -30,7 +30,7 @@ def new_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -77,7 +77,7 @@ def read_csv(
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise BreedlineError(f"{where} is not a CSV table ({error}): save it as UTF-8, comma-separated") from error
     if missing := [column for column in columns if column not in table]:
-        raise BreedlineError(f"{where} lacks the column {', '.join(missing)}; it has {', '.join(table)}")
+        raise BreedlineError(f"{where} lacks the column {', '.join(missing)}; it has {', '.join(map(str, table))}")
     return table.astype(dict.fromkeys(integers, "int64"))
 
 

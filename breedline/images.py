@@ -20,6 +20,7 @@ by Lanczos: a quarter of the time of decoding them whole, at 44 dB or better.
 import io
 from typing import NamedTuple
 
+import PIL
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from breedline.shards import FORMATS
@@ -27,7 +28,7 @@ from breedline.shards import FORMATS
 MAX_PIXELS = 89_478_485
 """A larger image is refused as a decompression bomb: Pillow's own limit, a quarter of a GiB as RGB."""
 
-DECODER = f"Pillow {Image.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
+DECODER = f"Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
 """Part of the cache key, since another decoder may give other bytes. Raise the version when this module does."""
 VERSION = 1
 

@@ -61,7 +61,7 @@ def load_items(presized: Path, labels: pd.DataFrame) -> list[Item]:
     index = ShardSet(presized, PRESIZED_COLUMNS).index.drop_duplicates("origin")
     where = index.set_index("origin")[["shard", "offset", "size"]]
     table = labels[["name", "label", "split", "sha256"]].join(where, on="sha256", how="inner")
-    return [Item(**row) for row in table.to_dict("records")]
+    return [Item(*row) for row in table.itertuples(index=False)]
 
 
 class OpenImage(Transform):
@@ -152,14 +152,18 @@ def load_weights(model: nn.Module, arch: str, folder: Path) -> bool:
         if arch in TORCHVISION:
             whole = TORCHVISION[arch](weights=None)
             whole.load_state_dict(state)
-            body.load_state_dict(create_body(whole, pretrained=False, cut=model_meta[TORCHVISION[arch]]["cut"]).state_dict())
+            body.load_state_dict(
+                create_body(whole, pretrained=False, cut=model_meta[TORCHVISION[arch]]["cut"]).state_dict()
+            )
         else:
             missing = body.model.load_state_dict(state, strict=False).missing_keys
             if missing:
                 raise RuntimeError(f"missing {missing[:3]}")
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise BreedlineError(f"the weights {note['url']} are not those of {arch} ({reason}): mend download.weights") from error
+        raise BreedlineError(
+            f"the weights {note['url']} are not those of {arch} ({reason}): mend download.weights"
+        ) from error
     return True
 
 

@@ -37,7 +37,9 @@ def calibration_error(probabilities: np.ndarray, target: np.ndarray, bins: int =
     confidence = probabilities.max(1)
     right = probabilities.argmax(1) == target
     which = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = (abs(confidence[which == b].mean() - right[which == b].mean()) * (which == b).mean() for b in np.unique(which))
+    gaps = (
+        abs(confidence[which == b].mean() - right[which == b].mean()) * (which == b).mean() for b in np.unique(which)
+    )
     return float(sum(gaps))
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from breedline.errors import BreedlineError
 from breedline.pattern import compile_pattern
@@ -223,7 +224,9 @@ def _describe(error: ValidationError) -> list[str]:
             what = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
             value = "" if isinstance(mistake["input"], dict) else f" = {mistake['input']!r}"
             mistakes.setdefault(key, [f"{value}: {what}"]).append(what)
-    return [f"{key or 'the file'}{', or '.join([first, *more[1:]])}" for key, (first, *more) in sorted(mistakes.items())]
+    return [
+        f"{key or 'the file'}{', or '.join([first, *more[1:]])}" for key, (first, *more) in sorted(mistakes.items())
+    ]
 
 
 def _keys(model: type[BaseModel]) -> set[str]:

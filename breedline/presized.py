@@ -26,6 +26,7 @@ from breedline.shards import PRESIZED_COLUMNS, Volume, read_at
 PART_COLUMNS = [*PRESIZED_COLUMNS, "rejected"]
 """A cached table has the rejects too: size 0, and the reason."""
 INTEGERS = ["offset", "size", "height", "width"]
+Row = dict[str, Any]
 IMAGES_AT_A_TIME = 128
 UNUSED_DAYS = 30
 
@@ -49,7 +50,7 @@ class Presizer:
         settings = repr((VERSION, DECODER, params.model_dump()))
         self.cache = cache_dir("presize") / _hash(settings)
         self.cache.mkdir(exist_ok=True)
-        self._known: dict[str, dict[str, Any]] | None = None
+        self._known: dict[str, Row] | None = None
 
     def volume(self, raw: Path, rows: pd.DataFrame, target: Path, advance: Callable[[int], None]) -> Made:
         """Presize the images of the volume `raw` that `rows` names (name, offset, size, sha256) into `target`."""
@@ -80,10 +81,10 @@ class Presizer:
     def _make(self, raw: Path, rows: pd.DataFrame, target: Path, advance: Callable[[int], None]) -> Made:
         if self._known is None:
             self._known = dict(self._read_cache())
-        made: list[dict[str, Any]] = []
+        made: list[Row] = []
         cached = 0
         with Volume(target) as volume, self.parallel as parallel:
-            for chunk in _chunks(rows.to_dict("records"), IMAGES_AT_A_TIME):
+            for chunk in _chunks(_records(rows), IMAGES_AT_A_TIME):
                 found = [self._from_cache(row["sha256"]) for row in chunk]
                 missing = [row for row, hit in zip(chunk, found, strict=True) if hit is None]
                 tasks = (
@@ -97,11 +98,11 @@ class Presizer:
                 advance(len(chunk))
         return Made(pd.DataFrame(made, columns=PART_COLUMNS), cached)
 
-    def _read_cache(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _read_cache(self) -> Iterator[tuple[str, Row]]:
         for part in sorted(self.cache.glob("*.csv")):
             volume = part.with_suffix(".tar")
             if volume.is_file():
-                for row in read_csv(part, PART_COLUMNS, INTEGERS).to_dict("records"):
+                for row in _records(read_csv(part, PART_COLUMNS, INTEGERS)):
                     yield row["origin"], row | {"volume": volume}
 
     def _from_cache(self, origin: str) -> Presized | str | None:
@@ -124,16 +125,20 @@ def _presize_at(raw: Path, offset: int, size: int, pixels: int, quality: int) ->
         return str(reason)
 
 
-def _add(volume: Volume, row: dict[str, Any], image: Presized | str) -> dict[str, Any]:
+def _add(volume: Volume, row: Row, image: Presized | str) -> Row:
     if isinstance(image, str):
         nothing = dict.fromkeys(PART_COLUMNS, "") | dict.fromkeys(INTEGERS, 0)
-        return nothing | {"name": row["name"], "origin": row["sha256"], "rejected": image}
+        return {**nothing, "name": row["name"], "origin": row["sha256"], "rejected": image}
     entry = volume.add(row["name"], io.BytesIO(image.data), len(image.data))
     made = {"height": image.height, "width": image.width, "made": image.made, "origin": row["sha256"], "rejected": ""}
-    return entry._asdict() | made
+    return {**entry._asdict(), **made}
 
 
-def _chunks(rows: list[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+def _records(table: pd.DataFrame) -> list[Row]:
+    return table.to_dict("records")  # type: ignore[return-value] # the stubs allow for columns that are no strings
+
+
+def _chunks(rows: list[Row], size: int) -> Iterator[list[Row]]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 

@@ -47,7 +47,7 @@ PRESIZED_COLUMNS = [*COLUMNS, "height", "width", "made", "origin"]
 def sniff(head: bytes) -> str:
     """The image format that the first 32 bytes declare, or "". Extensions lie; magic bytes rarely do."""
     Image.init()
-    return next((name for name in FORMATS if Image.OPEN[name][1](head)), "")  # type: ignore[misc]
+    return next((name for name in FORMATS if (accept := Image.OPEN[name][1]) and accept(head)), "")
 
 
 class Volume:
@@ -63,7 +63,7 @@ class Volume:
         info = tarfile.TarInfo(name)
         info.size, info.mode = size, 0o644
         reader = _HashingReader(file)
-        self._tar.addfile(info, reader)  # type: ignore[arg-type]
+        self._tar.addfile(info, reader)
         padded = -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         self.size = self._tar.offset
         return Entry(name, self.path.name, self.size - padded, size, reader.sha256.hexdigest(), sniff(reader.head))

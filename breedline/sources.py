@@ -78,11 +78,15 @@ class _Caps:
     def count_file(self) -> None:
         self.files += 1
         if self.files > self.max_files:
-            raise BreedlineError(f"{self.url} has over {self.max_files} files: raise download.max_files if that is right")
+            raise BreedlineError(
+                f"{self.url} has over {self.max_files} files: raise download.max_files if that is right"
+            )
 
     def check(self, size: int) -> None:
         if size > self.max_bytes:
-            raise BreedlineError(f"{self.url} has over {self.max_bytes / 1e9:g} GB: raise download.max_total_gb if right")
+            raise BreedlineError(
+                f"{self.url} has over {self.max_bytes / 1e9:g} GB: raise download.max_total_gb if right"
+            )
         # a few MB of padding and headers say nothing
         if self.packed and size > max(self.packed * self.max_ratio, 2**24):
             raise BreedlineError(
@@ -124,11 +128,11 @@ def _folder(fs: Any, path: str, caps: _Caps) -> Iterator[Member]:
             yield Member(file[len(path.rstrip("/")) + 1 :], info["size"], _Guard(content, caps.url))  # type: ignore[arg-type]
 
 
-OPENERS: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
-    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),  # type: ignore[dict-item,return-value]
-    b"BZh": bz2.BZ2File,  # type: ignore[dict-item]
-    b"\xfd7zXZ\0": lzma.LZMAFile,  # type: ignore[dict-item]
-    b"\x28\xb5\x2f\xfd": lambda file: zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True),  # type: ignore[dict-item,return-value]
+OPENERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+    b"\x28\xb5\x2f\xfd": lambda file: zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True),
 }
 
 

@@ -47,4 +47,4 @@ def _fill(split: pd.Series, members: pd.Series, name: str) -> None:
     mine = split[members.index]
     train = members[mine == "train"]
     if not (mine == name).any() and len(train) > 1:
-        split[train.idxmin()] = name
+        split[split.index == train.idxmin()] = name

@@ -38,7 +38,9 @@ def evaluate(params: Evaluate, bundle: Path, presized: Path, labels: Path, *, me
     if not any(item.split == "test" for item in items):
         raise BreedlineError("split test has no images: raise label.test_pct, or mend label.test_list")
     if unknown := sorted({item.label for item in items} - set(spec.classes)):
-        raise BreedlineError(f"the bundle does not know the class {', '.join(unknown[:5])}: `dvc repro train` makes a new one")
+        raise BreedlineError(
+            f"the bundle does not know the class {', '.join(unknown[:5])}: `dvc repro train` makes a new one"
+        )
 
     numbers: dict[str, Any] = {}
     for split in ("test", "valid"):
@@ -103,7 +105,7 @@ def _report(
             f"{row['actual']}\nseen as {row['predicted']}, {row['probability']:.0%}",
             images.read(items[number].shard, items[number].offset, items[number].size),
         )
-        for number, row in worst.iterrows()
+        for number, row in zip(worst.index, worst.to_dict("records"), strict=True)
     ]
     sheet_picture(rows, folder / "top_losses.png")
 

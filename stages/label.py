@@ -84,7 +84,9 @@ def _member(images: ShardSet, path: str, setting: str) -> io.BytesIO:
 
 
 def _table(images: ShardSet, params: Label) -> Find:
-    table = read_csv(_member(images, str(params.table), "table"), ["name", "label"], where=f"label.table {params.table}")
+    table = read_csv(
+        _member(images, str(params.table), "table"), ["name", "label"], where=f"label.table {params.table}"
+    )
     twice = table.loc[table["name"].duplicated(), "name"].head(3).tolist()
     if twice:
         raise BreedlineError(f"label.table {params.table} names {twice} more than once: leave one line for each")
@@ -105,7 +107,9 @@ def _content_of(good: pd.DataFrame, listed: set[str], params: Label) -> set[str]
     paths = good["name"].map(PurePosixPath)
     named = good["name"].isin(listed) | paths.map(lambda p: p.name in listed or p.stem in listed)
     if not named.any():
-        raise BreedlineError(f"label.test_list {params.test_list} names none of the images, such as {good['name'].iloc[0]}")
+        raise BreedlineError(
+            f"label.test_list {params.test_list} names none of the images, such as {good['name'].iloc[0]}"
+        )
     return set(good.loc[named, "sha256"])
 
 
@@ -143,7 +147,9 @@ def _correct(table: pd.DataFrame, decisions: pd.DataFrame) -> int:
 def _check_rejects(table: pd.DataFrame, params: Label) -> None:
     undecided = table[table["reason"].isin([NO_MATCH, NOT_AN_IMAGE, CONFLICT])]
     if len(undecided) == len(table):
-        hint = f"{undecided['name'].iloc[0]!r} is {undecided['reason'].iloc[0]!r}" if len(table) else "there are no files"
+        hint = (
+            f"{undecided['name'].iloc[0]!r} is {undecided['reason'].iloc[0]!r}" if len(table) else "there are no files"
+        )
         raise BreedlineError(f"no image has a label: {hint}; mend label.pattern, label.on or label.table")
     percent = 100 * len(undecided) / len(table)
     if percent > params.max_rejected_pct:
@@ -158,7 +164,9 @@ def _check_classes(good: pd.DataFrame, params: Label) -> None:
     counts = good.groupby("label")["sha256"].nunique().sort_index()
     found = list(counts.index)
     if isinstance(params.classes, int) and len(found) != params.classes:
-        raise BreedlineError(f"label.classes expects {params.classes} classes, the names give {len(found)}: {_some(found)}")
+        raise BreedlineError(
+            f"label.classes expects {params.classes} classes, the names give {len(found)}: {_some(found)}"
+        )
     if isinstance(params.classes, list) and set(found) != set(params.classes):
         extra, missing = sorted(set(found) - set(params.classes)), sorted(set(params.classes) - set(found))
         raise BreedlineError(f"classes that label.classes lacks: {_some(extra)}; that it has in vain: {_some(missing)}")

@@ -40,7 +40,9 @@ def presize(params: Presize, raw: Path, labels: Path, *, presized: Path, workers
         table = pd.concat([part.table for part in made])
         rejected = table["rejected"] != ""
         if rejected.all():
-            raise BreedlineError(f"no image could be decoded; the first: {table['name'].iloc[0]}: {table['rejected'].iloc[0]}")
+            raise BreedlineError(
+                f"no image could be decoded; the first: {table['name'].iloc[0]}: {table['rejected'].iloc[0]}"
+            )
         rejects = table.loc[rejected, ["name", "origin", "rejected"]]
         write_csv(rejects.set_axis(["name", "sha256", "reason"], axis=1), folder / "rejected.csv")
         write_index(table.loc[~rejected, PRESIZED_COLUMNS], folder)

@@ -39,7 +39,15 @@ LR_RATIO = 100
 
 
 def train(
-    params: Train, presized: Path, labels: Path, weights: Path, item_size: int, *, bundle: Path, metrics: Path, report: Path
+    params: Train,
+    presized: Path,
+    labels: Path,
+    weights: Path,
+    item_size: int,
+    *,
+    bundle: Path,
+    metrics: Path,
+    report: Path,
 ) -> None:
     """Train on split `train`, watch split `valid`, and write the model bundle.
 

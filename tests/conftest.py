@@ -1,0 +1,54 @@
+"""What every test has: a working folder and a cache of its own, small pictures, and the default settings to vary."""
+
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from breedline.params import Params, load_params
+
+ROOT = Path(__file__).parents[1]
+os.environ["DO_NOT_TRACK"] = os.environ["DVC_NO_ANALYTICS"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a test lands in the repository or in the user's cache."""
+    monkeypatch.setenv("BREEDLINE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+@pytest.fixture
+def defaults() -> Params:
+    """The project's params.yaml; vary a section with `section.model_copy(update={…})`."""
+    return load_params(ROOT / "params.yaml")
+
+
+def picture(shade: int, size: tuple[int, int] = (48, 40), kind: str = "JPEG", **options: object) -> bytes:
+    """A picture file of (width, height) pixels: noise around `shade`, different for each shade."""
+    noise = np.random.default_rng(shade).integers(-20, 20, (size[1], size[0], 3))
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(shade + noise, 0, 255).astype("uint8")).save(buffer, kind, **options)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def make_tar(tmp_path: Path) -> Callable[..., Path]:
+    """A function that packs {name: bytes} into a tar; the mode says how it is compressed."""
+
+    def make(files: dict[str, bytes], name: str = "data.tar", mode: str = "w") -> Path:
+        path = tmp_path / name
+        with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+            for member, content in files.items():
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        return path
+
+    return make
