@@ -63,7 +63,7 @@ class Volume:
         info = tarfile.TarInfo(name)
         info.size, info.mode = size, 0o644
         reader = _HashingReader(file)
-        self._tar.addfile(info, reader)
+        self._tar.addfile(info, reader)  # type: ignore[arg-type]
         padded = -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         self.size = self._tar.offset
         return Entry(name, self.path.name, self.size - padded, size, reader.sha256.hexdigest(), sniff(reader.head))
@@ -75,7 +75,7 @@ class Volume:
         if kind is None:
             self._tar.close()
         else:  # what was written is about to be thrown away, and closing would try to write more
-            self._tar.fileobj.close()  # type: ignore[union-attr]
+            self._tar.fileobj.close()
 
 
 class _HashingReader:
