@@ -15,7 +15,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 repro: $(READY)
 	dvc repro
-	@python -m stages.show
+	@echo && dvc metrics show metrics/evaluate.json
+	@echo && echo "Look at   reports/evaluate/top_losses.png   reports/evaluate/confused.csv   dvc plots show"
+	@echo "The model is models/; your own images are a change of params.yaml (see README.md)."
 
 test: $(READY)
 	python -m pytest
