@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import f1_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
+from sklearn.metrics import f1_score, log_loss, precision_recall_fscore_support
 
 DIGITS = 6
 """Metrics are rounded, so that a difference in them is a difference between models."""
@@ -15,18 +15,15 @@ def summary(probabilities: np.ndarray, target: np.ndarray, top_k: int) -> dict[s
     predicted = probabilities.argmax(1)
     accuracy = float((predicted == target).mean())
     k = min(top_k, len(classes))
-    # one class must be right, whatever the probabilities add up to (bce's do not have to add up to one)
-    normalised = probabilities / probabilities.sum(1, keepdims=True)
-    # with k of k classes the answer is always among them, which scikit-learn declines to compute
-    top = 1.0 if k == len(classes) else top_k_accuracy_score(target, normalised, k=k, labels=classes)
-    if len(classes) == 2:
-        top = accuracy if k == 1 else 1.0
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    # one class is right, so the log loss takes bce's probabilities as shares of one, which softmax's are already
+    shares = probabilities / probabilities.sum(1, keepdims=True)
     numbers = {
         "accuracy": accuracy,
         "error_rate": 1 - accuracy,
-        f"top_{k}_accuracy": float(top),
+        f"top_{k}_accuracy": float((best == target[:, None]).any(1).mean()),
         "macro_f1": float(f1_score(target, predicted, labels=np.unique(target), average="macro", zero_division=0)),
-        "log_loss": float(log_loss(target, normalised, labels=classes)),
+        "log_loss": float(log_loss(target, shares, labels=classes)),
         "calibration_error": calibration_error(probabilities, target),
     }
     return {name: round(value, DIGITS) for name, value in numbers.items()} | {"images": len(target)}

@@ -216,7 +216,7 @@ def _describe(error: ValidationError) -> list[str]:
         unknown = mistake["type"] == "extra_forbidden"
         key = ".".join(map(str, [*loc, last] if unknown or last in known or isinstance(last, int) else loc))
         if unknown:
-            near = difflib.get_close_matches(str(last), known, 1)
+            near = difflib.get_close_matches(str(last), known, 1, 0.75)
             mistakes[key] = [f": unknown setting; did you mean {near[0]}?" if near else ": unknown setting; remove it"]
         elif mistake["type"] == "missing":
             mistakes[key] = [": missing; the files in presets/ have every setting"]

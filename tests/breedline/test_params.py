@@ -1,0 +1,84 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from breedline.params import ParamsError, load_params
+
+ROOT = Path(__file__).parents[2]
+Vary = Callable[..., Path]
+
+
+@pytest.fixture
+def vary(tmp_path: Path) -> Vary:
+    """A function that writes the project's params.yaml with some of its lines replaced."""
+
+    def write(**replacements: str) -> Path:
+        text = (ROOT / "params.yaml").read_text()
+        for key, line in replacements.items():
+            text, count = re.subn(
+                rf"(?m)^( *)(- )?{key}:.*$", lambda found, line=line: f"{found[1]}{found[2] or ''}{line}", text, count=1
+            )
+            assert count, key
+        path = tmp_path / "params.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_all_mistakes_are_reported_at_once(vary: Vary) -> None:
+    path = vary(epochs="epochz: 3", loss="loss: mse", pattern="pattern: (", classes="classes: ten", url="url: 3")
+    with pytest.raises(ParamsError) as caught:
+        load_params(path)
+    message = str(caught.value)
+    assert "train.epochz: unknown setting; did you mean epochs?" in message
+    assert "train.epochs: missing" in message
+    assert "train.loss = 'mse': should be 'cross_entropy' or 'bce'" in message
+    assert "label.pattern = '(': is not a regular expression" in message
+    assert "label.classes = 'ten': should be a valid integer, or should be a valid list" in message
+    assert "download.sources.0.url = 3: should be a valid string" in message
+    assert len(message.splitlines()) == 7
+
+
+@pytest.mark.parametrize(
+    ("key", "line", "expected"),
+    [
+        ("pattern", r"pattern: (\d)_\d+\.png", "has no group called label"),
+        ("pattern", r"pattern: (?!x)(\d)_\d+\.png", "has no group called label"),
+        ("table", "table: labels.csv", "set either pattern or table"),
+        ("valid_pct", "valid_pct: 0.9", "leave nothing to train on"),
+        ("epochs", 'epochs: "3"', "train.epochs = '3': should be a valid integer"),
+        ("base_lr", "base_lr: fast", "train.base_lr = 'fast': should be 'auto'"),
+        ("url", "url: x\n      sha256: 12", "download.sources.0.sha256"),
+        ("top_losses", "top_losses: 1\nextra: 2", "extra: unknown setting; remove it"),
+    ],
+)
+def test_a_mistake_names_the_key_and_what_would_be_right(vary: Vary, key: str, line: str, expected: str) -> None:
+    with pytest.raises(ParamsError, match=re.escape(expected)):
+        load_params(vary(**{key: line}))
+
+
+def test_a_missing_or_broken_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="is missing"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [")
+    with pytest.raises(ParamsError, match="is not YAML") as caught:
+        load_params(tmp_path / "params.yaml")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_yaml_is_read_as_dvc_reads_it(vary: Vary) -> None:
+    params = load_params(vary(base_lr="base_lr: 1e-3", seed="seed: 010"))
+    assert params.train.base_lr == 0.001
+    assert params.label.seed == 10
+
+
+def test_a_source_may_be_a_plain_url(vary: Vary) -> None:
+    assert load_params(vary(url="digits")).download.sources[0].url == "digits"
+
+
+def test_params_cannot_be_changed(vary: Vary) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_params(vary()).train.epochs = 3  # type: ignore[misc]

@@ -1,0 +1,216 @@
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from breedline.errors import BreedlineError
+from breedline.files import read_csv
+from breedline.params import Params
+from breedline.shards import COLUMNS, pack, write_index
+from stages.label import label
+
+Run = Callable[..., SimpleNamespace]
+HEADER = "name,sha256,action,label,reason\n"
+
+
+def png(number: int) -> bytes:
+    """A picture that is another one for each number."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (number % 256, number // 256, 7)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pets(count: int = 20) -> dict[str, bytes]:
+    return {
+        f"pets/{breed}_{n}.jpg": png(1000 * (breed == "pug") + n)
+        for breed in ("pug", "saint_bernard")
+        for n in range(count)
+    }
+
+
+@pytest.fixture
+def run(defaults: Params) -> Run:
+    """A function that labels {path: content} and gives the tables that come out."""
+
+    def go(files: dict[str, bytes], corrections: str = "", **settings: Any) -> SimpleNamespace:
+        raw = Path("raw")
+        raw.mkdir(exist_ok=True)
+        entries = list(pack(((name, len(c), io.BytesIO(c)) for name, c in files.items()), raw, "00"))
+        write_index(pd.DataFrame(entries, columns=COLUMNS), raw)
+        Path("corrections.csv").write_text(HEADER + corrections)
+        default = {"pattern": r"(?P<label>.+)_\d+\.jpg", "classes": None, "min_per_class": 2}
+        label(
+            defaults.label.model_copy(update=default | settings),
+            raw,
+            Path("corrections.csv"),
+            labels=Path("labels.csv"),
+            rejected=Path("rejected.csv"),
+            metrics=Path("label.json"),
+        )
+        return SimpleNamespace(
+            labels=read_csv(Path("labels.csv"), ["name", "label", "split", "sha256", "size"]),
+            rejected=read_csv(Path("rejected.csv"), ["name", "sha256", "reason", "detail"]),
+            metrics=json.loads(Path("label.json").read_text()),
+            raw=read_csv(raw / "index.csv", COLUMNS).set_index("name"),
+        )
+
+    return go
+
+
+def test_labels_come_from_names(run: Run) -> None:
+    out = run(pets())
+    assert out.labels["label"].value_counts().to_dict() == {"pug": 20, "saint_bernard": 20}
+    assert out.labels["name"].tolist() == list(pets())
+    assert out.metrics["images"] == 40
+    assert sum(out.metrics["split"].values()) == 40
+    assert out.metrics["per_class"]["pug"].keys() == {"train", "valid", "test"}
+    assert min(out.metrics["per_class"]["pug"].values()) > 0
+
+
+def test_equal_inputs_give_equal_bytes(run: Run) -> None:
+    run(pets())
+    first = [Path(name).read_bytes() for name in ("labels.csv", "rejected.csv", "label.json")]
+    run(pets())
+    assert [Path(name).read_bytes() for name in ("labels.csv", "rejected.csv", "label.json")] == first
+
+
+def test_a_label_may_say_what_pandas_takes_for_nothing(run: Run) -> None:
+    out = run(
+        {f"{name}_{n}.jpg": png(100 * i + n) for i, name in enumerate(("NA", "null", "007", "1.0")) for n in range(4)}
+    )
+    assert set(out.labels["label"]) == {"NA", "null", "007", "1.0"}
+
+
+def test_the_folder_can_be_the_label(run: Run) -> None:
+    files = {f"data/{name}/{n}.png": png(100 * i + n) for i, name in enumerate(("cat", "dog")) for n in range(4)}
+    out = run(files, pattern=r"data/(?P<label>[^/]+)/.*", on="path")
+    assert out.labels["label"].tolist() == ["cat"] * 4 + ["dog"] * 4
+
+
+def test_labels_come_from_a_table(run: Run) -> None:
+    files = {f"{n}.jpg": png(n) for n in range(6)}
+    table = "label,name,more\n" + "".join(f"{'ab'[n % 2]},{n}.jpg,x\n" for n in range(5))
+    out = run(files | {"train.csv": table.encode()}, pattern=None, table="train.csv", max_rejected_pct=20)
+    assert out.labels["label"].tolist() == list("ababa")
+    assert out.rejected[["name", "reason"]].to_numpy().tolist() == [["5.jpg", "no label"]]
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (b"name,label\n1.jpg,a\n1.jpg,b\n", "names .'1.jpg'. more than once"),
+        (b"file,label\n1.jpg,a\n", "lacks the column name; it has file, label"),
+        (b"", "is not a CSV table"),
+        (None, r"'train.csv' is not among the downloaded files; there are \['notes.txt'\]"),
+    ],
+)
+def test_a_bad_table_is_refused(run: Run, table: bytes | None, expected: str) -> None:
+    files = pets() | ({"train.csv": table} if table is not None else {"notes.txt": b"-"})
+    with pytest.raises(BreedlineError, match=expected):
+        run(files, pattern=None, table="train.csv")
+
+
+def test_labels_can_be_renamed_and_merged(run: Run) -> None:
+    out = run(pets() | {"mops_1.jpg": png(9000)}, map={"mops": "pug"}, classes=["pug", "saint_bernard"])
+    assert sum(out.metrics["per_class"]["pug"].values()) == 21
+
+
+def test_every_reject_has_its_reason(run: Run) -> None:
+    odd = {"readme.jpg": png(7000), "pug_9.jpg": b"<html>", "pug_70.jpg": png(8000), "saint_bernard_70.jpg": png(8000)}
+    out = run(pets() | odd, max_rejected_pct=50)
+    assert out.rejected[["name", "reason"]].to_numpy().tolist() == [
+        ["readme.jpg", "no label"],
+        ["pug_9.jpg", "not an image"],
+        ["pug_70.jpg", "conflicting labels"],
+        ["saint_bernard_70.jpg", "conflicting labels"],
+    ]
+    assert out.metrics["rejected"] == {
+        "not_an_image": 1,
+        "no_label": 1,
+        "conflicting_labels": 2,
+        "dropped_by_correction": 0,
+    }
+
+
+def test_equal_images_with_equal_labels_stay_and_fall_on_one_side(run: Run) -> None:
+    out = run(pets() | {f"pug_{n + 100}.jpg": png(1000 + n) for n in range(20)})
+    assert out.metrics["duplicates"] == 20
+    assert (out.labels.groupby("sha256")["split"].nunique() == 1).all()
+
+
+def test_corrections_relabel_and_drop_by_content(run: Run) -> None:
+    raw = run(pets() | {"nothing.jpg": png(7000)}, max_rejected_pct=5).raw["sha256"]
+    lines = [
+        f"renamed since.jpg,{raw['pets/pug_0.jpg']},relabel,saint_bernard,",
+        f"x,{raw['pets/pug_1.jpg']},drop,,two animals",
+        f"nothing.jpg,{raw['nothing.jpg']},relabel,pug,",
+        f"gone.jpg,{'0' * 64},drop,,",
+    ]
+    out = run(pets() | {"nothing.jpg": png(7000)}, "\n".join(lines) + "\n", max_rejected_pct=0)
+    labels = out.labels.set_index("name")["label"]
+    assert labels["pets/pug_0.jpg"] == "saint_bernard"
+    assert labels["nothing.jpg"] == "pug"
+    assert out.rejected.drop(columns="sha256").to_numpy().tolist() == [
+        ["pets/pug_1.jpg", "dropped by correction", "two animals"]
+    ]
+    assert out.metrics["corrections"] == {"applied": 3, "unmatched": 1}
+
+
+def test_a_correction_settles_a_conflict(run: Run) -> None:
+    files = pets() | {"pug_70.jpg": png(8000), "saint_bernard_70.jpg": png(8000)}
+    sha256 = run(files, max_rejected_pct=10).raw["sha256"]["pug_70.jpg"]
+    out = run(files, f"pug_70.jpg,{sha256},relabel,pug,\n", max_rejected_pct=0)
+    assert out.labels.set_index("name").loc[["pug_70.jpg", "saint_bernard_70.jpg"], "label"].tolist() == ["pug", "pug"]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("a,1,rename,x,", "line 2: action 'rename'"),
+        ("a,1,relabel,,", "write relabel and a label"),
+        ("a,1,drop,x,", "or drop and none"),
+        ("a,1,drop,,\na,1,drop,,", "decides more than once"),
+    ],
+)
+def test_a_correction_that_makes_no_sense_is_refused(run: Run, line: str, expected: str) -> None:
+    with pytest.raises(BreedlineError, match=expected):
+        run(pets(), line + "\n")
+
+
+@pytest.mark.parametrize("form", ["pets/pug_3.jpg", "pug_3.jpg", "pug_3", "pug_3 1 1 1"])
+def test_a_list_can_fix_the_test_split(run: Run, form: str) -> None:
+    out = run(pets() | {"test.txt": f"# the official one\n{form}\n".encode()}, test_list="test.txt")
+    assert out.labels.loc[out.labels["split"] == "test", "name"].tolist() == ["pets/pug_3.jpg"]
+    assert "valid" in set(out.labels["split"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"pattern": r"(?P<label>.+)_\d+\.png"}, "no image has a label: 'pets/pug_0.jpg' is 'no label'"),
+        (
+            {"pattern": r"(?P<label>pug)_\d+\.jpg"},
+            r"20 of 40 files \(50.0 %\) are rejected.*saint_bernard_0.jpg: no label",
+        ),
+        ({"pattern": r"(?P<label>.).*\.jpg", "map": {"s": "p"}}, "every image is 'p'"),
+        ({"classes": 37}, "expects 37 classes, the names give 2: pug, saint_bernard"),
+        ({"classes": ["pug", "cat"]}, "lacks: saint_bernard; that it has in vain: cat"),
+        ({"min_per_class": 21}, r"fewer than label.min_per_class = 21 images: pug \(20\), saint_bernard \(20\)"),
+        ({"test_list": "pets/none.txt"}, "is not among the downloaded files"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_with_examples(run: Run, settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(BreedlineError, match=expected):
+        run(pets(), **settings)
+    assert not Path("labels.csv").exists()
+
+
+def test_a_list_that_names_nothing_is_refused(run: Run) -> None:
+    with pytest.raises(BreedlineError, match=r"names none of the images, such as pets/pug_0\.jpg"):
+        run(pets() | {"test.txt": b"cat_1\n"}, test_list="test.txt")
