@@ -8,9 +8,11 @@ model is a pretrained body with a new head, trained in the two phases of `fine_t
 import difflib
 import json
 import logging
+import struct
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pandas as pd
@@ -29,6 +31,7 @@ from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.core import PILImage
 from fastai.vision.learner import create_body, create_timm_model, create_vision_model, default_split, model_meta
 from fasttransform import Transform
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -145,10 +148,10 @@ def load_weights(model: nn.Module, arch: str, folder: Path) -> bool:
     if note["file"] is None:
         return False
     file = folder / note["file"]
-    # weights_only: numbers, never code
-    state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     body = model[0]  # type: ignore[index]
     try:
+        # weights_only: numbers, never code
+        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
         if arch in TORCHVISION:
             whole = TORCHVISION[arch](weights=None)
             whole.load_state_dict(state)
@@ -159,8 +162,14 @@ def load_weights(model: nn.Module, arch: str, folder: Path) -> bool:
             missing = body.model.load_state_dict(state, strict=False).missing_keys
             if missing:
                 raise RuntimeError(f"missing {missing[:3]}")
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
+    except (
+        RuntimeError,
+        SafetensorError,
+        UnpicklingError,
+        EOFError,
+        struct.error,
+    ) as error:  # the last three: torch.load
+        reason = str(error).strip().splitlines()[-1].strip()
         raise BreedlineError(
             f"the weights {note['url']} are not those of {arch} ({reason}): mend download.weights"
         ) from error

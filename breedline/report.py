@@ -26,7 +26,7 @@ class Report(Callback):
     def before_fit(self) -> None:
         self._bar = ExitStack()
         batches = self.n_epoch * (len(self.dls.train) + len(self.dls.valid))
-        self._advance = self._bar.enter_context(progress("train", batches))
+        self._advance = self._bar.enter_context(progress("train (batches)", batches))
         self._began = time.monotonic()
 
     def after_batch(self) -> None:

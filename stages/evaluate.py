@@ -1,5 +1,6 @@
 """The honest numbers of a bundle on images that training never saw, and what to look at next."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from breedline.params import Evaluate
 from breedline.pictures import sheet_picture
 from breedline.shards import PRESIZED_COLUMNS, ShardSet
 
+log = logging.getLogger("breedline")
 SEED = 0
 """Of the augmented views."""
 
@@ -56,6 +58,7 @@ def evaluate(params: Evaluate, bundle: Path, presized: Path, labels: Path, *, me
             with new_folder(report) as folder:
                 _report(params, spec, presized, chosen, probabilities, target, folder)
     write_json(numbers, metrics)
+    log.info("evaluate: accuracy %.4f on %d test images", numbers["test"]["accuracy"], numbers["test"]["images"])
 
 
 def predict(

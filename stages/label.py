@@ -1,6 +1,7 @@
 """Read each image's label from its name, or from a table, and decide its split."""
 
 import io
+import logging
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +16,7 @@ from breedline.pattern import compile_pattern
 from breedline.shards import ShardSet
 from breedline.split import SPLITS, assign
 
+log = logging.getLogger("breedline")
 CORRECTION = ["name", "sha256", "action", "label", "reason"]
 NOT_AN_IMAGE = "not an image"
 NO_MATCH = "no label"
@@ -66,7 +68,13 @@ def label(params: Label, raw: Path, corrections: Path, *, labels: Path, rejected
     )
     write_csv(good[["name", "label", "split", "sha256", "size"]], labels)
     write_csv(table.loc[table["reason"] != "", ["name", "sha256", "reason", "detail"]], rejected)
-    write_json(_counts(table, good, applied, len(decided)), metrics)
+    counts = _counts(table, good, applied, len(decided))
+    write_json(counts, metrics)
+    log.info(
+        "label: %d images in %d classes (%s), %d files rejected",
+        *(counts["images"], counts["classes"], ", ".join(f"{name} {n}" for name, n in counts["split"].items())),
+        len(table) - len(good),
+    )
 
 
 def _subject(names: pd.Series, params: Label) -> pd.Series:

@@ -84,7 +84,7 @@ def train(
 
     with new_folder(report) as folder:
         _describe(block, items, folder / "datablock.txt")
-        batch_picture(dls, folder / "batch.png")
+        batch_picture(dls, folder / "show_batch.png")
         base_lr, rules = _base_lr(params, learn, folder)
         set_seed(params.seed, reproducible=True)
         with Live(str(folder / "live"), save_dvc_exp=False, dvcyaml=False) as live, learn.no_bar(), learn.no_logging():

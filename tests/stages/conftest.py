@@ -1,0 +1,111 @@
+"""A data set small enough to train on for real: three classes that differ in colour."""
+
+import io
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from breedline.params import Params, Source, load_params
+from stages.download import download
+from stages.label import label
+from stages.presize import presize
+
+COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
+IMAGES_PER_CLASS = 30
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The folder of a pipeline that has run up to presize, and settings to train with."""
+
+    folder: Path
+    params: Params
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def train(self, folder: Path, **settings: Any) -> Path:
+        """Train into `folder` with some settings changed; `folder`, with bundle, train.json and report in it."""
+        from stages.train import train
+
+        train(
+            self.params.train.model_copy(update=settings),
+            self.path("presized"),
+            self.path("labels.csv"),
+            self.path("weights"),
+            40,
+            bundle=folder / "bundle",
+            metrics=folder / "train.json",
+            report=folder / "report",
+        )
+        return folder
+
+
+def _archive(path: Path) -> Path:
+    random = np.random.default_rng(0)
+    with tarfile.open(path, "w") as tar:
+        for name, colour in COLOURS.items():
+            for number in range(IMAGES_PER_CLASS):
+                buffer = io.BytesIO()
+                pixels = np.clip(random.normal(colour, 40, (40, 48, 3)), 0, 255).astype("uint8")
+                Image.fromarray(pixels).save(buffer, "JPEG")
+                info = tarfile.TarInfo(f"{name}_{number}.jpg")
+                info.size = buffer.tell()
+                tar.addfile(info, io.BytesIO(buffer.getvalue()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """download, label and presize of the three colours."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    params = load_params(Path(__file__).parents[2] / "params.yaml")
+    sections: dict[str, Any] = {
+        "download": params.download.model_copy(update={"sources": [Source(url=str(_archive(folder / "colours.tar")))]}),
+        "label": params.label.model_copy(
+            update={"pattern": r"(?P<label>\w+)_\d+\.jpg", "classes": 3, "min_per_class": 5}
+        ),
+        "presize": params.presize.model_copy(update={"size": 40}),
+        "train": params.train.model_copy(
+            update={"size": 32, "epochs": 2, "freeze_epochs": 1, "batch_size": 8, "base_lr": 0.01}
+        ),
+    }
+    params = params.model_copy(update=sections)
+    (folder / "corrections.csv").write_text("name,sha256,action,label,reason\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BREEDLINE_CACHE", str(folder / "cache"))
+        download(params.download, "resnet18", raw=folder / "raw", weights=folder / "weights")
+        label(
+            params.label,
+            folder / "raw",
+            folder / "corrections.csv",
+            labels=folder / "labels.csv",
+            rejected=folder / "rejected.csv",
+            metrics=folder / "label.json",
+        )
+        presize(params.presize, folder / "raw", folder / "labels.csv", presized=folder / "presized")
+    return Pipeline(folder, params)
+
+
+@pytest.fixture(scope="session")
+def trained(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained bundle, its metrics and its report."""
+    return pipeline.train(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="session")
+def width() -> Callable[[Path], int]:
+    """A function that opens a picture and gives its width in pixels."""
+
+    def measure(path: Path) -> int:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture.width
+
+    return measure

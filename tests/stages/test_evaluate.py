@@ -1,0 +1,78 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from breedline.errors import BreedlineError
+from stages.evaluate import evaluate
+
+Pipeline = Any
+Width = Callable[[Path], int]
+FILES = ("predictions.csv", "per_class.csv", "confused.csv", "top_losses.png")
+
+
+def run(pipeline: Pipeline, bundle: Path, folder: Path, labels: Path | None = None, **settings: Any) -> dict[str, Any]:
+    evaluate(
+        pipeline.params.evaluate.model_copy(update=settings),
+        bundle,
+        pipeline.path("presized"),
+        labels or pipeline.path("labels.csv"),
+        metrics=folder / "evaluate.json",
+        report=folder / "report",
+    )
+    return json.loads((folder / "evaluate.json").read_text())
+
+
+def test_the_numbers_follow_from_the_predictions(
+    pipeline: Pipeline, trained: Path, tmp_path: Path, width: Width
+) -> None:
+    numbers = run(pipeline, trained / "bundle", tmp_path)
+    table = pd.read_csv(tmp_path / "report/predictions.csv")
+    labels = pd.read_csv(pipeline.path("labels.csv"))
+    assert table["name"].tolist() == labels.loc[labels["split"] == "test", "name"].tolist()
+    right = table["actual"] == table["predicted"]
+    assert numbers["test"]["images"] == len(table)
+    assert numbers["test"]["accuracy"] == round(right.mean(), 6)
+    assert numbers["test"]["log_loss"] == pytest.approx(table["loss"].mean(), abs=1e-4)
+    assert numbers["valid"]["accuracy"] == json.loads((trained / "train.json").read_text())["accuracy"]
+    assert pd.read_csv(tmp_path / "report/per_class.csv")["images"].sum() == len(table)
+    assert pd.read_csv(tmp_path / "report/confused.csv")["times"].sum() == (~right).sum()
+    assert width(tmp_path / "report/top_losses.png") > 500
+
+
+@pytest.mark.parametrize("tta", [0, 2])
+def test_equal_inputs_give_equal_bytes(pipeline: Pipeline, trained: Path, tmp_path: Path, tta: int) -> None:
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        run(pipeline, trained / "bundle", folder, tta=tta)
+    for name in ("evaluate.json", *(f"report/{file}" for file in FILES)):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_with_bce_an_image_may_be_none_of_them(pipeline: Pipeline, tmp_path: Path) -> None:
+    bundle = pipeline.train(tmp_path, loss="bce", epochs=1, freeze_epochs=0) / "bundle"
+    assert run(pipeline, bundle, tmp_path, none_below=0.0)["test"]["none_of_them"] == 0
+    assert run(pipeline, bundle, tmp_path, none_below=0.9999)["test"]["none_of_them"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda t: t.assign(split=t["split"].replace("test", "train")), "split test has no images"),
+        (lambda t: t.assign(label=t["label"].replace("red", "pink")), "does not know the class pink"),
+    ],
+)
+def test_what_cannot_be_evaluated(
+    pipeline: Pipeline, trained: Path, tmp_path: Path, change: Any, expected: str
+) -> None:
+    change(pd.read_csv(pipeline.path("labels.csv"))).to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(BreedlineError, match=expected):
+        run(pipeline, trained / "bundle", tmp_path, tmp_path / "labels.csv")
+
+
+def test_a_bundle_is_all_it_needs(pipeline: Pipeline, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "bundle", tmp_path / "elsewhere")
+    assert run(pipeline, tmp_path / "elsewhere", tmp_path)["test"]["images"] > 0
