@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fastai.torch_core import set_seed
 from breedline.bundle import BundleSpec, save_bundle
 from breedline.edge import run
 from breedline.errors import BreedlineError
-from breedline.files import new_folder, read_csv, sha256_of, sha256_of_code, write_json
+from breedline.files import read_csv, sha256_of, sha256_of_code, write_json
 from breedline.learner import (
     Geometry,
     Item,
@@ -30,6 +31,7 @@ from breedline.learner import (
 )
 from breedline.params import WEIGHTS_NOTE, Train
 from breedline.pictures import batch_picture, finder_picture, loss_picture
+from breedline.progress import progress
 from breedline.report import Report
 from breedline.shards import INDEX
 
@@ -62,13 +64,13 @@ def train(
     items = [item for item in load_items(presized, table) if item.split != "test"]
     classes = sorted(table["label"].unique())
     _check(items, classes)
-    geometry = Geometry(item_size, params.size, *statistics(params.arch))
     device = pick_device()
     precision = pick_precision(params.precision, device)
 
     set_seed(params.seed, reproducible=True)
     model = create_model(params.arch, len(classes))
     pretrained = load_weights(model, params.arch, weights)
+    geometry = Geometry(item_size, params.size, *statistics(params.arch))
     block = data_block(presized, classes, geometry, params.augment)
     in_training = sum(item.split == "train" for item in items)
     dls = block.dataloaders(
@@ -82,18 +84,15 @@ def train(
         *(in_training, len(items) - in_training, _name(device), precision),
     )
 
-    with new_folder(report) as folder:
-        _describe(block, items, folder / "datablock.txt")
-        batch_picture(dls, folder / "show_batch.png")
-        base_lr, rules = _base_lr(params, learn, folder)
-        set_seed(params.seed, reproducible=True)
-        with Live(str(folder / "live"), save_dvc_exp=False, dvcyaml=False) as live, learn.no_bar(), learn.no_logging():
-            progress = Report(live, params.freeze_epochs + params.epochs)
-            learn.add_cb(progress)
-            fine_tune(learn, params.freeze_epochs, params.epochs, base_lr)
-        loss_picture(progress.history, folder / "loss.png")
-    last = progress.history[-1]
-    write_json({**last, "epochs": len(progress.history), "base_lr": base_lr, "lr_find": rules}, metrics)
+    shutil.rmtree(report, ignore_errors=True)  # written in place, so that it can be watched
+    report.mkdir(parents=True)
+    _describe(block, items, report / "datablock.txt")
+    batch_picture(dls, report / "show_batch.png")
+    base_lr, rules = _base_lr(params, learn, report)
+    set_seed(params.seed, reproducible=True)
+    history = _fit(learn, params, base_lr, report / "live")
+    loss_picture(history, report / "loss.png")
+    write_json({**history[-1], "epochs": len(history), "base_lr": base_lr, "lr_find": rules}, metrics)
     data = {"labels": labels, "presized": presized / INDEX, "weights": weights / WEIGHTS_NOTE}
     spec = BundleSpec(
         arch=params.arch,
@@ -105,6 +104,22 @@ def train(
         code=sha256_of_code(),
     )
     save_bundle(bundle, learn.model, spec)
+
+
+def _fit(learn: Learner, params: Train, base_lr: float, folder: Path) -> list[dict[str, float]]:
+    """Fine-tune, with a bar or lines for people and a live log for DVC; the numbers of each epoch."""
+    epochs = params.freeze_epochs + params.epochs
+    batches = epochs * (len(learn.dls.train) + len(learn.dls.valid))
+    with (
+        Live(str(folder), save_dvc_exp=False, dvcyaml=False) as live,
+        progress("train (batches)", batches) as advance,
+        learn.no_bar(),
+        learn.no_logging(),
+    ):
+        report = Report(live, epochs, advance)
+        learn.add_cb(report)
+        fine_tune(learn, params.freeze_epochs, params.epochs, base_lr)
+    return report.history
 
 
 def fine_tune(learn: Learner, freeze_epochs: int, epochs: int, base_lr: float) -> None:
