@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model, save
 from torch import nn
 
 from breedline.errors import BreedlineError
@@ -39,8 +39,8 @@ class BundleSpec(BaseModel):
 def save_bundle(folder: Path, model: nn.Module, spec: BundleSpec) -> None:
     """Write the bundle whole or not at all."""
     with new_folder(folder) as new:
-        save_model(model, str(new / WEIGHTS))
-        (new / WEIGHTS).chmod(0o644)  # safetensors makes it private
+        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        (new / WEIGHTS).write_bytes(save(weights))  # not save_file: a full disk is no expected error of its
         write_json(spec.model_dump(), new / SPEC)
 
 

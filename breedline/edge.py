@@ -5,6 +5,7 @@ are inputs, the keyword-only ones are outputs (and, where they have a default, o
 """
 
 import argparse
+import contextlib
 import errno
 import hashlib
 import inspect
@@ -19,8 +20,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from rich.logging import RichHandler
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from breedline.errors import BreedlineError
 from breedline.files import cache_dir, fingerprint
@@ -30,6 +33,7 @@ from breedline.progress import console
 PARAMS = Path("params.yaml")
 SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish"}
 ENVIRONMENT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
+TERMINATED = 128 + signal.SIGTERM
 
 
 def run(stage: Callable[..., None]) -> NoReturn:
@@ -42,26 +46,28 @@ def run(stage: Callable[..., None]) -> NoReturn:
         handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("breedline").setLevel(logging.INFO)
-    _die_with_parent()
+    signal.signal(signal.SIGTERM, _end)
+    _end_with_dvc()
     arguments = vars(_parser(stage).parse_args())
     name = stage.__name__
     try:
         with _only_one(name):
-            params = _section(name)
-            before = _fingerprint(stage, arguments)
+            params = getattr(load_params(PARAMS), name)
+            read = _read_by(stage, arguments)
+            before = _state(name, read)
             stage(params, **arguments)
-            if _section(name) != params or _fingerprint(stage, arguments) != before:
-                raise BreedlineError(
-                    f"{name}: an input changed while the stage ran, so its outputs are void: run it again"
-                )
+            after = _state(name, read)
+            if changed := [what for what in before | after if before.get(what) != after.get(what)]:
+                raise BreedlineError(f"{changed[0]} changed while it ran, so its outputs are void: run it again")
     except BreedlineError as error:
         _fail(f"{name}: {error}", error.exit_code)
     except KeyboardInterrupt:
-        _fail(f"{name}: interrupted; nothing was recorded, and the same command goes on from here", 130)
+        _fail(f"{name}: interrupted; nothing was recorded, and the same command takes it up again", 130)
     except OSError as error:
         if error.errno not in ENVIRONMENT_ERRORS:
             raise
-        where = f" ({error.filename})" if error.filename else ""
+        path = error.filename2 or error.filename  # of a copy, it is the target that has no room
+        where = f" ({path})" if path else ""
         remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
         _fail(f"{name}: {error.strerror}{where}: {remedy} and run it again; earlier results are safe in DVC's cache")
     sys.exit(0)
@@ -87,55 +93,91 @@ def _parser(stage: Callable[..., None]) -> argparse.ArgumentParser:
     return parser
 
 
-def _section(name: str) -> Any:
-    return getattr(load_params(PARAMS), name)
-
-
 def inputs_of(stage: Callable[..., None]) -> list[str]:
     """The names of the parameters through which `stage` is given paths to read."""
     parameters = list(inspect.signature(stage).parameters.values())[1:]
     return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.annotation is Path]
 
 
-def _fingerprint(stage: Callable[..., None], arguments: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
-    """What the stage reads: its inputs, and the project's own code, which DVC records along with them."""
+def _read_by(stage: Callable[..., None], arguments: dict[str, Any]) -> list[Path]:
+    """What the stage reads: its inputs, and the code that was imported for it, which DVC records along with them."""
     inputs = [arguments[name] for name in inputs_of(stage)]
     for path in inputs:
         if not path.exists():
             raise BreedlineError(
                 f"{path} is missing: `dvc repro` makes it, `dvc checkout` or `git checkout` restores it"
             )
-    code = [Path(__file__).parent, Path(inspect.getfile(stage))]
-    return {file: s for file, s in fingerprint([*inputs, *code]).items() if "__pycache__" not in file}
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == __package__]
+    code = [inspect.getfile(stage), *(module.__file__ for module in modules if module.__file__)]
+    return [*inputs, *map(Path, code)]
 
 
-def _only_one(name: str) -> FileLock:
+def _state(name: str, read: list[Path]) -> dict[str, object]:
+    """The files as they stand, and the section as it is written, whatever the rest of params.yaml says by now."""
+    return {**fingerprint(path for path in read if path.exists()), f"{name} in {PARAMS}": _section(name)}
+
+
+def _section(name: str) -> object:
+    try:
+        return YAML(typ="safe").load(PARAMS.read_bytes())[name]
+    except (OSError, YAMLError, LookupError, TypeError):  # gone, or only half there
+        return None
+
+
+def _only_one(name: str) -> AcquireReturnProxy[FileLock]:
     """One process at a time runs a stage in a working folder; the lock goes with the process, however it ends."""
     key = hashlib.sha256(os.fsencode(Path.cwd())).hexdigest()[:16]
-    lock = FileLock(cache_dir("locks") / f"{key}-{name}.lock")
     try:
-        lock.acquire(blocking=False)
+        return FileLock(cache_dir("locks") / f"{key}-{name}.lock").acquire(blocking=False)
     except Timeout:
         raise BreedlineError("already running in this folder: wait for it to end, or end it") from None
-    return lock
 
 
-def _die_with_parent() -> None:
-    """Follow the process that started this one (dvc, through a shell or not): its end ends this process too.
+def _end_with_dvc() -> None:
+    """Follow the dvc that started this process: a SIGKILL of it cannot be passed on, and the orphan would write on.
 
-    A SIGKILL of dvc cannot be passed on, and the orphan would write beside the next run.
+    A stage that was started by hand is a program like any other, and may outlive its terminal.
     """
-    parent = psutil.Process().parent()
-    if parent and parent.name() in SHELLS:
-        parent = parent.parent()
-    if parent is None or parent.pid == 1:
+    if "DVC_STAGE" not in os.environ:
         return
+    starters = _starters()
+    if not starters:
+        _fail("the dvc that started this has ended", TERMINATED)
 
     def watch() -> None:
-        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+        while all(map(_lives, starters)):
             time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
-        os.kill(os.getpid(), signal.SIGKILL)
+        _end()
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _starters() -> list[psutil.Process]:
+    """The dvc that started this process, and the shell in between where there is one; none if it has ended already.
+
+    It is told from whoever adopts orphans by its process group: dvc starts a stage in its own.
+    """
+    starters = []
+    process = psutil.Process().parent()
+    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+        while process and os.getpgid(process.pid) == os.getpgrp():
+            starters.append(process)
+            if process.name() not in SHELLS:
+                return starters
+            process = process.parent()
+    return []
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end(*_: object) -> None:
+    """End this process and its workers, at once; the next run removes what was temporary."""
+    for worker in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.terminate()
+    os._exit(TERMINATED)

@@ -1,5 +1,6 @@
 """Files that are either whole or absent, tables that keep their text, and the folder that outlives a run."""
 
+import csv
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ def new_file(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`; it takes the place of `path` only when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary.unlink(missing_ok=True)  # a killed run may have had the same number
     try:
         yield temporary
         temporary.replace(path)
@@ -39,24 +41,32 @@ def new_file(path: Path) -> Iterator[Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `path` only when the block ends well.
 
-    The name is fixed, so that what a killed run left behind is removed by the next one.
+    The names are fixed, so that what a killed run left behind is removed by the next one.
     """
-    temporary = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    _remove(temporary, old)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(old)  # removing takes time, and a kill meanwhile would leave a part of it
         temporary.rename(path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary, old)
+
+
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write `table` without its row numbers; the same bytes on every system."""
+    text = table.to_csv(index=False, lineterminator="\n")
+    if "\r" in text:  # which csv leaves bare, although readers take it for the end of the line
+        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     with new_file(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+        temporary.write_text(text, "utf-8", newline="")
 
 
 def read_csv(
@@ -73,12 +83,15 @@ def read_csv(
     """
     where = where or str(file)
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise BreedlineError(f"{where} is not a CSV table ({error}): save it as UTF-8, comma-separated") from error
-    if missing := [column for column in columns if column not in table]:
-        raise BreedlineError(f"{where} lacks the column {', '.join(missing)}; it has {', '.join(map(str, table))}")
-    return table.astype(dict.fromkeys(integers, "int64"))
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        if not isinstance(table.index, pd.RangeIndex):
+            raise ValueError("a line has more values than the first")
+        if missing := [column for column in columns if column not in table]:
+            raise BreedlineError(f"{where} lacks the column {', '.join(missing)}; it has {', '.join(map(str, table))}")
+        return table.astype(dict.fromkeys(integers, "int64"))
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise BreedlineError(f"{where} is not a CSV table ({reason}): save it as UTF-8, comma-separated") from error
 
 
 def write_json(value: Any, path: Path) -> None:

@@ -22,6 +22,8 @@ class ParamsError(BreedlineError):
 
 
 class _Section(BaseModel):
+    # No setting may be called size or nfiles: DVC's run-cache overlooks keys of these names (its issue 10296), and would
+    # restore the results of another value.
     # strict: `epochs: "3"` is a mistake, not a three
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -108,6 +110,13 @@ class Label(_Section):
             compile_pattern(pattern)
         return pattern
 
+    @field_validator("map")
+    @classmethod
+    def _seen_by_dvc(cls, labels: dict[str, str]) -> dict[str, str]:
+        if overlooked := {"size", "nfiles"} & set(labels):
+            raise ValueError(f"DVC overlooks a key called {overlooked.pop()}: rename that class in data/corrections.csv")
+        return labels
+
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if (self.pattern is None) == (self.table is None):
@@ -120,8 +129,8 @@ class Label(_Section):
 class Presize(_Section):
     """Settings of the presize stage."""
 
-    size: int = Field(ge=8, le=4096)
-    """Pixels of the shorter side; larger images are reduced to it, smaller ones stay as they are."""
+    shorter_side: int = Field(ge=8, le=4096)
+    """Pixels; larger images are reduced to it, smaller ones stay as they are."""
     quality: int = Field(ge=1, le=95)
     """JPEG quality of what has to be encoded anew."""
 
@@ -144,8 +153,8 @@ class Train(_Section):
 
     arch: str
     """A torchvision architecture that fastai can cut (resnet34, densenet121, …), or any of timm by name."""
-    size: int = Field(ge=8, le=2048)
-    """Pixels: the model sees size x size."""
+    image_size: int = Field(ge=8, le=2048)
+    """Pixels: the model sees a square of this side."""
     batch_size: Positive
     freeze_epochs: int = Field(ge=0)
     """Epochs with the body frozen, the new head alone learning."""

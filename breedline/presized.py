@@ -6,18 +6,20 @@ new volume, an image that any cached one holds is copied; only the rest is decod
 the cache at once, a killed run loses at most the volume it was at.
 """
 
+import contextlib
 import hashlib
 import io
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 from joblib import Parallel, delayed
 
+from breedline.errors import BreedlineError
 from breedline.files import cache_dir, link_or_copy, new_file, read_csv, write_csv
 from breedline.images import DECODER, VERSION, Presized, Undecodable, presize_image
 from breedline.params import Presize
@@ -27,7 +29,6 @@ PART_COLUMNS = [*PRESIZED_COLUMNS, "rejected"]
 """A cached table has the rejects too: size 0, and the reason."""
 INTEGERS = ["offset", "size", "height", "width"]
 Row = dict[str, Any]
-IMAGES_AT_A_TIME = 128
 UNUSED_DAYS = 30
 
 
@@ -45,25 +46,23 @@ class Presizer:
         """`workers` as joblib counts: -1 for every core. The bytes do not depend on it."""
         self.params = params
         # threads: Pillow decodes, resizes and encodes without the interpreter's lock, and nothing has to be started;
-        # a hint only, so that joblib.parallel_config can put Dask or Ray in their place
-        self.parallel = Parallel(n_jobs=workers, prefer="threads", batch_size=4)
+        # a hint only, so that joblib.parallel_config can put processes or Dask in their place
+        self.parallel = Parallel(n_jobs=workers, prefer="threads", batch_size=4, return_as="generator")
         settings = repr((VERSION, DECODER, params.model_dump()))
         self.cache = cache_dir("presize") / _hash(settings)
         self.cache.mkdir(exist_ok=True)
-        self._known: dict[str, Row] | None = None
+        self._known: pd.DataFrame | None = None
 
     def volume(self, raw: Path, rows: pd.DataFrame, target: Path, advance: Callable[[int], None]) -> Made:
         """Presize the images of the volume `raw` that `rows` names (name, offset, size, sha256) into `target`."""
         key = _hash("\n".join(itertools.chain(rows["name"], rows["sha256"])))
         volume, part = self.cache / f"{key}.tar", self.cache / f"{key}.csv"
-        if part.is_file() and volume.is_file():
-            table = read_csv(part, PART_COLUMNS, INTEGERS)
-            if volume.stat().st_size >= (table["offset"] + table["size"]).max():
-                link_or_copy(volume, target)
-                for file in (volume, part):
-                    os.utime(file)
-                advance(len(rows))
-                return Made(table.assign(shard=target.name), len(rows))
+        whole = _whole(volume, part)
+        if whole is not None:
+            link_or_copy(volume, target)
+            os.utime(part)  # not the volume, which other working folders may have linked, and DVC would hash anew
+            advance(len(rows))
+            return Made(whole.assign(shard=target.name), len(rows))
         table, cached = self._make(raw, rows, target, advance)
         target.chmod(0o444)  # it may share its bytes with the cache
         with new_file(volume) as temporary:
@@ -72,62 +71,77 @@ class Presizer:
         return Made(table, cached)
 
     def prune(self) -> None:
-        """Forget what no run has used for `UNUSED_DAYS`."""
+        """Forget what no run has used for `UNUSED_DAYS`; a volume is used when its table is touched."""
         oldest = time.time() - UNUSED_DAYS * 86400
         for file in self.cache.parent.glob("*/*"):
-            if file.stat().st_mtime < oldest:
-                file.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another run may be writing or pruning
+                part = file.with_suffix(".csv")
+                if (part if part.is_file() else file).stat().st_mtime < oldest:
+                    file.unlink()
 
     def _make(self, raw: Path, rows: pd.DataFrame, target: Path, advance: Callable[[int], None]) -> Made:
         if self._known is None:
-            self._known = dict(self._read_cache())
+            self._known = self._read_cache()
+        known = {row["origin"]: row for row in _records(self._known[self._known["origin"].isin(rows["sha256"])])}
+        wanted = _records(rows)
+        images = self.parallel(
+            delayed(_image)(raw, row, self.cache, known.get(row["sha256"]), self.params) for row in wanted
+        )
         made: list[Row] = []
         cached = 0
-        with Volume(target) as volume, self.parallel as parallel:
-            for chunk in _chunks(_records(rows), IMAGES_AT_A_TIME):
-                found = [self._from_cache(row["sha256"]) for row in chunk]
-                missing = [row for row, hit in zip(chunk, found, strict=True) if hit is None]
-                tasks = (
-                    delayed(_presize_at)(raw, row["offset"], row["size"], self.params.size, self.params.quality)
-                    for row in missing
-                )
-                fresh = iter(parallel(tasks))
-                cached += len(chunk) - len(missing)
-                for row, hit in zip(chunk, found, strict=True):
-                    made.append(_add(volume, row, next(fresh) if hit is None else hit))
-                advance(len(chunk))
+        with Volume(target) as volume:
+            for row, (image, hit) in zip(wanted, images, strict=True):
+                made.append(_add(volume, row, image))
+                cached += hit
+                advance(1)
         return Made(pd.DataFrame(made, columns=PART_COLUMNS), cached)
 
-    def _read_cache(self) -> Iterator[tuple[str, Row]]:
+    def _read_cache(self) -> pd.DataFrame:
+        tables = [pd.DataFrame(columns=PART_COLUMNS)]
         for part in sorted(self.cache.glob("*.csv")):
             volume = part.with_suffix(".tar")
             if volume.is_file():
-                for row in _records(read_csv(part, PART_COLUMNS, INTEGERS)):
-                    yield row["origin"], row | {"volume": volume}
-
-    def _from_cache(self, origin: str) -> Presized | str | None:
-        row = (self._known or {}).get(origin)
-        if row is None:
-            return None
-        if row["rejected"]:
-            return str(row["rejected"])
-        data = read_at(row["volume"], row["offset"], row["size"])
-        if hashlib.sha256(data).hexdigest() != row["sha256"]:
-            return None  # damaged in the cache: make it again
-        return Presized(data, row["height"], row["width"], row["made"])
+                with contextlib.suppress(BreedlineError):
+                    tables.append(read_csv(part, PART_COLUMNS, INTEGERS).assign(shard=volume.name))
+        return pd.concat(tables).drop_duplicates("origin")
 
 
-def _presize_at(raw: Path, offset: int, size: int, pixels: int, quality: int) -> Presized | str:
-    """The presized image, or why there is none. Reads in the worker, so that waiting tasks hold no image."""
+def _whole(volume: Path, part: Path) -> pd.DataFrame | None:
+    """The table of a cached volume, or None where one of the two is missing, cut short or changed since."""
     try:
-        return presize_image(read_at(raw, offset, size), pixels, quality)
+        if volume.stat().st_mtime_ns > part.stat().st_mtime_ns:
+            return None
+        table = read_csv(part, PART_COLUMNS, INTEGERS)
+    except (FileNotFoundError, BreedlineError):
+        return None
+    return table if volume.stat().st_size >= (table["offset"] + table["size"]).max() else None
+
+
+def _image(raw: Path, row: Row, cache: Path, known: Row | None, params: Presize) -> tuple[Presized | str, bool]:
+    """The presized image, or why there is none; and whether that was known.
+
+    Reads in the worker, so that waiting tasks hold no image.
+    """
+    if known and (found := _from_cache(cache, known)):
+        return found, True
+    try:
+        return presize_image(read_at(raw, row["offset"], row["size"]), params.shorter_side, params.quality), False
     except Undecodable as reason:
-        return str(reason)
+        return str(reason), False
+
+
+def _from_cache(cache: Path, row: Row) -> Presized | str | None:
+    if row["rejected"]:
+        return str(row["rejected"])
+    data = read_at(cache / row["shard"], row["offset"], row["size"])
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        return None  # damaged in the cache: make it again
+    return Presized(data, row["height"], row["width"], row["made"])
 
 
 def _add(volume: Volume, row: Row, image: Presized | str) -> Row:
     if isinstance(image, str):
-        nothing = dict.fromkeys(PART_COLUMNS, "") | dict.fromkeys(INTEGERS, 0)
+        nothing = dict.fromkeys(PART_COLUMNS, "") | dict.fromkeys(INTEGERS, 0) | {"shard": volume.path.name}
         return {**nothing, "name": row["name"], "origin": row["sha256"], "rejected": image}
     entry = volume.add(row["name"], io.BytesIO(image.data), len(image.data))
     made = {"height": image.height, "width": image.width, "made": image.made, "origin": row["sha256"], "rejected": ""}
@@ -136,10 +150,6 @@ def _add(volume: Volume, row: Row, image: Presized | str) -> Row:
 
 def _records(table: pd.DataFrame) -> list[Row]:
     return table.to_dict("records")  # type: ignore[return-value] # the stubs allow for columns that are no strings
-
-
-def _chunks(rows: list[Row], size: int) -> Iterator[list[Row]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def _hash(text: str) -> str:

@@ -56,7 +56,8 @@ class Volume:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
-        self._tar = tarfile.open(path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed in __exit__
+        # a large buffer, so that an image is one write; closed in __exit__
+        self._tar = tarfile.TarFile(path, "w", format=tarfile.PAX_FORMAT, copybufsize=2**20)
 
     def add(self, name: str, file: IO[bytes], size: int) -> Entry:
         """Append the `size` bytes of `file`; they are hashed on their way, never held whole."""
@@ -85,8 +86,7 @@ class _HashingReader:
     def read(self, size: int) -> bytes:
         data = self.file.read(size)
         self.sha256.update(data)
-        if len(self.head) < 32:
-            self.head = (self.head + data)[:32]
+        self.head += data[: 32 - len(self.head)]
         return data
 
 
@@ -97,7 +97,7 @@ def pack(
     with ExitStack() as current:
         volume, number = None, 0
         for name, size, content in files:
-            if volume is None or (volume.size and volume.size + size > volume_bytes):
+            if volume is None or volume.size + size > volume_bytes:
                 current.close()
                 volume = current.enter_context(Volume(folder / f"{prefix}-{number:05d}.tar"))
                 number += 1

@@ -26,10 +26,12 @@ def presize(params: Presize, raw: Path, labels: Path, *, presized: Path, workers
         workers: how many images at a time, -1 for one on each core. The result is the same.
 
     Raises:
-        BreedlineError: not one image could be decoded.
+        BreedlineError: not one image could be decoded, or the labels are not about `raw`.
     """
     images = ShardSet(raw)
     wanted = images.index.merge(read_csv(labels, ["name", "sha256"])[["name", "sha256"]].drop_duplicates())
+    if wanted.empty:
+        raise BreedlineError(f"{labels} names no image of {raw}: `dvc repro` makes both to fit")
     presizer = Presizer(params, workers)
     with new_folder(presized) as folder, progress("presize", len(wanted)) as advance, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of oddities in files that it goes on to read

@@ -54,7 +54,7 @@ def train(
     """Train on split `train`, watch split `valid`, and write the model bundle.
 
     Args:
-        item_size: pixels of the square that is cropped from each presized image (presize.size).
+        item_size: pixels of the square that is cropped from each presized image (presize.shorter_side).
         report: folder for the live log, the plots, a batch as the model sees it, and the DataBlock in words.
 
     Raises:
@@ -70,7 +70,7 @@ def train(
     set_seed(params.seed, reproducible=True)
     model = create_model(params.arch, len(classes))
     pretrained = load_weights(model, params.arch, weights)
-    geometry = Geometry(item_size, params.size, *statistics(params.arch))
+    geometry = Geometry(item_size, params.image_size, *statistics(params.arch))
     block = data_block(presized, classes, geometry, params.augment)
     in_training = sum(item.split == "train" for item in items)
     dls = block.dataloaders(

@@ -71,9 +71,9 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
         "label": params.label.model_copy(
             update={"pattern": r"(?P<label>\w+)_\d+\.jpg", "classes": 3, "min_per_class": 5}
         ),
-        "presize": params.presize.model_copy(update={"size": 40}),
+        "presize": params.presize.model_copy(update={"shorter_side": 40}),
         "train": params.train.model_copy(
-            update={"size": 32, "epochs": 2, "freeze_epochs": 1, "batch_size": 8, "base_lr": 0.01}
+            update={"image_size": 32, "epochs": 2, "freeze_epochs": 1, "batch_size": 8, "base_lr": 0.01}
         ),
     }
     params = params.model_copy(update=sections)

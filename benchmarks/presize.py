@@ -1,0 +1,207 @@
+"""How quick and how large presizing is: against fastai's `resize_images`, on grown data, and in memory.
+
+    python -m benchmarks.presize [--source ARCHIVE]
+
+The data has the size of the Oxford-IIIT Pets: 7,390 JPEGs, made here of noise, or the photos of ARCHIVE over and over,
+each with a comment of its own so that no two are the same bytes. Both make them of size 460: fastai the longer side,
+presize the shorter one. Exits with 1 if a goal is missed.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import psutil
+from fastai.vision.utils import resize_images
+from PIL import Image
+
+from breedline.files import write_csv
+from breedline.params import Params, Presize, Source, load_params
+from breedline.shards import ShardSet, sniff
+from breedline.sources import members
+from stages.presize import presize
+
+ROOT = Path(__file__).parents[1]
+IMAGES, MORE = 7_390, 74
+SETTINGS = Presize(shorter_side=460, quality=92)
+WORKERS = 2
+ROUNDS = 2
+TIMES_FASTER, TIMES_FASTER_AGAIN, MEGABYTES = 3, 20, 600
+"""The goals."""
+
+SIZES = {
+    (500, 375): 80,
+    (500, 333): 40,
+    (375, 500): 20,
+    (300, 225): 16,
+    (333, 500): 16,
+    (300, 200): 8,
+    (400, 300): 6,
+    (500, 480): 10,
+    (800, 600): 3,
+    (1600, 1200): 1,
+}
+"""(width, height) in pixels: how many of 200, much as in the Pets; 93 % are small enough to keep."""
+
+
+def main(source: Path | None) -> bool:
+    """Print the table; whether every goal was met."""
+    params = load_params(ROOT / "params.yaml")
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        photos = list(_made_photos() if source is None else _photos_of(source, params))
+        few = _archive(folder / "few.tar", photos, range(IMAGES // 4))
+        all_ = _archive(folder / "all.tar", photos, range(IMAGES))
+        more = _archive(folder / "more.tar", photos, range(IMAGES, IMAGES + MORE))
+        kind = "made of noise" if source is None else f"from {source.name}"
+        size = sum(map(len, photos)) / len(photos) / 1e3
+        print(f"{IMAGES:,} JPEGs {kind}, {size:.0f} kB on average; size {SETTINGS.shorter_side}, {WORKERS} workers\n")
+
+        quarter = _memory(_workspace(folder / "quarter", params, few))
+        shutil.rmtree(folder / "quarter")
+        whole = _memory(_workspace(folder / "whole", params, all_))
+        met = [
+            _row(f"memory of {stage} (of a quarter of the data: {quarter[stage]:.0f} MB)", peak, "MB", most=MEGABYTES)
+            for stage, peak in whole.items()
+        ]
+
+        grown = _workspace(folder / "grown", params, all_, more)
+        _run("download", grown)
+        theirs, first = _race(all_, folder / "whole", folder)
+        again = _seconds(grown, folder)
+        _row(f"fastai's resize_images, best of {ROUNDS}", theirs, "s")
+        _row(f"presize, best of {ROUNDS}", first, "s")
+        _row("presize again, with 1 % more images", again, "s")
+        met += [
+            _row("presize is quicker than fastai", theirs / first, "times", least=TIMES_FASTER),
+            _row("and again, than the first time", first / again, "times", least=TIMES_FASTER_AGAIN),
+        ]
+    return all(met)
+
+
+def _row(what: str, value: float, unit: str, most: float = np.inf, least: float = 0) -> bool:
+    goal = f"at most {most:g}" if most < np.inf else f"at least {least:g}" if least else ""
+    met = least <= value <= most
+    print(f"{what:<62} {value:8.1f} {unit:<6} {goal:<14} {'' if met else 'MISSED'}".rstrip(), flush=True)
+    return met
+
+
+def _made_photos() -> Iterator[bytes]:
+    """200 JPEGs of soft noise, each of about the bytes of a photo."""
+    random = np.random.default_rng(0)
+    for (width, height), count in SIZES.items():
+        for _ in range(count):
+            picture = np.full((height, width, 3), 128.0)
+            for detail in (4, 16, 64):
+                cell = detail * max(width, height) // 500  # a larger photo shows the same things
+                noise = random.integers(0, 256, (height // cell + 1, width // cell + 1, 3), dtype="uint8")
+                picture += np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)) - 128.0
+            buffer = io.BytesIO()
+            Image.fromarray(picture.clip(0, 255).astype("uint8")).save(buffer, "JPEG", quality=90)
+            yield buffer.getvalue()
+
+
+def _photos_of(archive: Path, params: Params) -> Iterator[bytes]:
+    for member in members(Source(url=str(archive.resolve())), params.download):
+        content = member.file.read()
+        if sniff(content[:32]) == "JPEG":
+            yield content
+
+
+def _archive(path: Path, photos: list[bytes], numbers: Iterable[int]) -> Path:
+    """Pack one photo for each number, with the number as a comment behind the JPEG's first marker."""
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
+            photo, comment = photos[number % len(photos)], b"\xff\xfe\x00\x0a%08d" % number
+            content = photo[:2] + comment + photo[2:]
+            info = tarfile.TarInfo(f"{number:05d}.jpg")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def _workspace(folder: Path, params: Params, *archives: Path) -> Path:
+    """A working folder whose params.yaml downloads `archives`."""
+    sources = [{"url": str(archive)} for archive in archives]
+    settings = params.model_dump() | {"presize": SETTINGS.model_dump()}
+    settings["download"] |= {"sources": sources, "weights": "none"}
+    folder.mkdir()
+    (folder / "params.yaml").write_text(json.dumps(settings))  # which is YAML, too
+    return folder
+
+
+def _memory(folder: Path) -> dict[str, float]:
+    """The most memory, in MB, that each stage and its processes took together."""
+    return {stage: _run(stage, folder) for stage in ("download", "presize")}
+
+
+def _run(stage: str, folder: Path) -> float:
+    options = {
+        "download": ["--arch=resnet18", "--raw=raw", "--weights=weights"],
+        "presize": ["--raw=raw", "--labels=labels.csv", "--presized=presized", f"--workers={WORKERS}"],
+    }
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "BREEDLINE_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-m", f"stages.{stage}", *options[stage]]
+    peak = 0
+    with (folder / "log").open("w+b") as log, psutil.Popen(command, cwd=folder, env=environment, stderr=log) as process:
+        while process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ends when it likes
+                tree = [process, *process.children(recursive=True)]
+                peak = max(peak, sum(each.memory_info().rss for each in tree))
+            time.sleep(0.02)
+    if process.returncode:
+        sys.exit((folder / "log").read_text())
+    if stage == "download":
+        write_csv(ShardSet(folder / "raw").index[["name", "sha256"]], folder / "labels.csv")
+    return peak / 1e6
+
+
+def _race(archive: Path, workspace: Path, folder: Path) -> tuple[float, float]:
+    """Seconds of fastai and of presize, each the best of some rounds: other programs are at work as well."""
+    (folder / "files").mkdir()
+    subprocess.run(["tar", "xf", archive, "-C", folder / "files"], check=True)
+    theirs, ours = [], []
+    for _ in range(ROUNDS):
+        theirs.append(_fastai_seconds(folder / "files", folder / "fastai"))
+        shutil.rmtree(folder / "fastai")
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        ours.append(_seconds(workspace, folder))
+    return min(theirs), min(ours)
+
+
+def _fastai_seconds(files: Path, resized: Path) -> float:
+    _read_all(files)
+    start = time.perf_counter()
+    resize_images(files, max_workers=WORKERS, max_size=SETTINGS.shorter_side, dest=resized)
+    return time.perf_counter() - start
+
+
+def _seconds(workspace: Path, folder: Path) -> float:
+    os.environ["BREEDLINE_CACHE"] = str(folder / "cache")
+    _read_all(workspace / "raw")
+    start = time.perf_counter()
+    presize(SETTINGS, workspace / "raw", workspace / "labels.csv", presized=folder / "presized", workers=WORKERS)
+    return time.perf_counter() - start
+
+
+def _read_all(folder: Path) -> None:
+    """Both begin with their files in the page cache."""
+    for file in folder.iterdir():
+        file.read_bytes()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.presize", description=main.__doc__)
+    parser.add_argument("--source", type=Path, metavar="ARCHIVE", help="real photos to use, rather than noise")
+    sys.exit(not main(parser.parse_args().source))

@@ -1,0 +1,285 @@
+import io
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import breedline.presized
+from breedline.files import sha256_of
+from breedline.images import ENCODED, KEPT, RESIZED, Presized, presize_image
+from breedline.params import Presize
+from breedline.presized import UNUSED_DAYS, Made, Presizer
+from breedline.shards import COLUMNS, pack
+
+PARAMS = Presize(shorter_side=24, quality=90)
+Volume = tuple[Path, pd.DataFrame]
+Make = Callable[..., Made]
+
+
+def photo(number: int, size: tuple[int, int] = (24, 30), kind: str = "JPEG") -> bytes:
+    """A picture that is another one for each number."""
+    noise = np.random.default_rng(number).integers(0, 255, (size[1] // 6, size[0] // 6, 3), dtype="uint8")
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize(size).save(buffer, kind)
+    return buffer.getvalue()
+
+
+FILES = {f"{number}.jpg": photo(number) for number in range(5)} | {
+    "large.jpg": photo(5, (90, 60)),
+    "small.png": photo(6, kind="PNG"),
+    "again.png": photo(6, kind="PNG"),
+    "broken.jpg": photo(7)[:-30],
+}
+NEW = {"new.jpg": photo(8), "newer.jpg": photo(9)}
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Callable[..., Volume]:
+    """A function that packs {name: content} into one raw volume."""
+
+    def make(files: dict[str, bytes], name: str = "00") -> Volume:
+        folder = tmp_path / "raw"
+        folder.mkdir(exist_ok=True)
+        entries = list(pack(((n, len(c), io.BytesIO(c)) for n, c in files.items()), folder, name))
+        return folder / entries[0].shard, pd.DataFrame(entries, columns=COLUMNS)
+
+    return make
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The files that were decoded, rather than taken from the cache."""
+    seen: list[bytes] = []
+
+    def note(data: bytes, size: int, quality: int) -> Presized:
+        seen.append(data)
+        return presize_image(data, size, quality)
+
+    monkeypatch.setattr(breedline.presized, "presize_image", note)
+    return seen
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """A function that presizes one raw volume as a run of its own, into `out.tar`."""
+
+    def presized(volume: Volume, params: Presize = PARAMS, workers: int = 2) -> Made:
+        (tmp_path / "out.tar").unlink(missing_ok=True)
+        return Presizer(params, workers).volume(*volume, tmp_path / "out.tar", lambda count: None)
+
+    return presized
+
+
+def test_the_table_tells_what_became_of_every_image(tmp_path: Path, raw: Callable[..., Volume], make: Make) -> None:
+    path, rows = raw(FILES)
+    table = make((path, rows)).table
+    assert list(table["name"]) == list(FILES)
+    assert list(table["origin"]) == list(rows["sha256"])
+    assert list(table["made"]) == 5 * [KEPT] + [RESIZED, ENCODED, ENCODED, ""]
+    assert list(table["rejected"] != "") == 8 * [False] + [True]
+    content = (tmp_path / "out.tar").read_bytes()
+    for row in table[table["rejected"] == ""].to_dict("records"):
+        data = content[row["offset"] : row["offset"] + row["size"]]
+        assert presize_image(FILES[row["name"]], 24, 90) == (data, row["height"], row["width"], row["made"])
+    assert set(table["shard"]) == {"out.tar"}
+
+
+def test_what_was_made_once_is_linked(
+    tmp_path: Path, raw: Callable[..., Volume], make: Make, decoded: list[bytes]
+) -> None:
+    first = make(raw(FILES))
+    assert sorted(decoded) == sorted(FILES.values())
+    stamp = (tmp_path / "out.tar").stat()
+    second = make(raw(FILES))
+    assert len(decoded) == len(FILES)
+    assert (first.cached, second.cached) == (0, len(FILES))
+    pd.testing.assert_frame_equal(first.table, second.table)
+    # the same file, untouched: whoever has it linked, DVC for one, would have to read it again
+    after = (tmp_path / "out.tar").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (stamp.st_ino, stamp.st_mtime_ns)
+
+
+@pytest.mark.parametrize(
+    "files", [FILES | NEW, NEW | FILES, {f"other/{name}": content for name, content in FILES.items()} | NEW]
+)
+def test_in_another_volume_only_new_images_are_decoded(
+    tmp_path: Path,
+    raw: Callable[..., Volume],
+    make: Make,
+    decoded: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, bytes],
+) -> None:
+    make(raw(FILES))
+    decoded.clear()
+    made = make(raw(files))
+    assert sorted(decoded) == sorted(NEW.values())
+    assert made.cached == len(FILES)
+    with_cache = sha256_of(tmp_path / "out.tar")
+    monkeypatch.setenv("BREEDLINE_CACHE", str(tmp_path / "empty"))
+    pd.testing.assert_frame_equal(make(raw(files)).table, made.table)
+    assert sha256_of(tmp_path / "out.tar") == with_cache
+
+
+@pytest.mark.parametrize("other", [Presize(shorter_side=25, quality=90), Presize(shorter_side=24, quality=91)])
+def test_another_setting_is_another_cache(
+    raw: Callable[..., Volume], make: Make, decoded: list[bytes], other: Presize
+) -> None:
+    make(raw(FILES))
+    decoded.clear()
+    assert make(raw(FILES), other).cached == 0
+    assert len(decoded) == len(FILES)
+    assert make(raw(FILES)).cached == make(raw(FILES), other).cached == len(FILES)
+
+
+@pytest.mark.parametrize("name", ["VERSION", "DECODER"])
+def test_another_decoder_is_another_cache(
+    raw: Callable[..., Volume], make: Make, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    make(raw(FILES))
+    monkeypatch.setattr(breedline.presized, name, "next")
+    assert make(raw(FILES)).cached == 0
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 2000)
+
+
+def flip(path: Path) -> None:
+    """Change the middle of the first file."""
+    time.sleep(0.05)  # file systems count time in ticks
+    with path.open("r+b") as file:
+        file.seek(700)
+        byte = file.read(1)[0]
+        file.seek(700)
+        file.write(bytes([byte ^ 255]))
+
+
+def rot(path: Path) -> None:
+    """As `flip`, but unseen: no time of change."""
+    stamp = path.stat()
+    flip(path)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def babble(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe no table at all")
+
+
+DAMAGE = [
+    (cut, "*.tar"),
+    (flip, "*.tar"),
+    (empty, "*.tar"),
+    (Path.unlink, "*.tar"),
+    (Path.unlink, "*.csv"),
+    (empty, "*.csv"),
+    (babble, "*.csv"),
+]
+
+
+@pytest.mark.parametrize(("damage", "what"), DAMAGE)
+def test_a_damaged_cache_never_reaches_the_output(
+    tmp_path: Path, raw: Callable[..., Volume], make: Make, damage: Callable[[Path], None], what: str
+) -> None:
+    good = make(raw(FILES)).table
+    content = (tmp_path / "out.tar").read_bytes()
+    (cached,) = (tmp_path / "cache" / "presize").glob(f"*/{what}")
+    damage(cached)
+    pd.testing.assert_frame_equal(make(raw(FILES)).table, good)
+    assert (tmp_path / "out.tar").read_bytes() == content
+    assert make(raw(FILES)).cached == len(FILES), "the cache is mended"
+
+
+@pytest.mark.parametrize(("damage", "what"), [*DAMAGE, (rot, "*.tar")])
+def test_nor_does_it_reach_another_volume(
+    tmp_path: Path, raw: Callable[..., Volume], make: Make, damage: Callable[[Path], None], what: str
+) -> None:
+    make(raw(FILES | NEW))
+    content = (tmp_path / "out.tar").read_bytes()
+    for file in (tmp_path / "cache" / "presize").glob("*/*"):
+        file.unlink()
+    make(raw(FILES))
+    (cached,) = (tmp_path / "cache" / "presize").glob(f"*/{what}")
+    damage(cached)
+    assert 0 <= make(raw(FILES | NEW)).cached < len(FILES)
+    assert (tmp_path / "out.tar").read_bytes() == content
+
+
+def test_where_links_do_not_reach_the_cache_holds_copies(
+    tmp_path: Path, raw: Callable[..., Volume], make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_file_system(source: Path, target: Path) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", other_file_system)
+    make(raw(FILES))
+    content = (tmp_path / "out.tar").read_bytes()
+    assert make(raw(FILES)).cached == len(FILES)
+    flip(tmp_path / "out.tar")
+    assert make(raw(FILES)).cached == len(FILES)
+    assert (tmp_path / "out.tar").read_bytes() == content
+
+
+def test_what_no_run_has_used_for_long_is_forgotten(tmp_path: Path, raw: Callable[..., Volume], make: Make) -> None:
+    old = time.time() - (UNUSED_DAYS + 1) * 86400
+    make(raw(FILES))
+    make(raw(NEW))
+    litter = tmp_path / "cache" / "presize" / "another setting" / ".x.tar.7.partial"
+    litter.parent.mkdir()
+    litter.touch()
+    for file in (tmp_path / "cache" / "presize").glob("*/*"):
+        os.utime(file, (old, old))
+    assert make(raw(FILES)).cached == len(FILES)  # and so it is in use
+    Presizer(PARAMS, 1).prune()
+    left = sorted(file.suffix for file in (tmp_path / "cache" / "presize").glob("*/*"))
+    assert left == [".csv", ".tar"]
+    assert make(raw(FILES)).cached == len(FILES)
+    assert make(raw(NEW)).cached == 0
+
+
+def test_pruning_minds_no_other_run_that_is_quicker(
+    tmp_path: Path, raw: Callable[..., Volume], make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(raw(FILES))
+    gone = tmp_path / "cache" / "presize" / "setting" / ".x.tar.7.partial"
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([gone]))
+    Presizer(PARAMS, 1).prune()
+
+
+def test_what_stops_the_writing_stops_the_workers(
+    raw: Callable[..., Volume], make: Make, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object, *_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(breedline.presized.Volume, "add", full)
+    with pytest.raises(OSError, match="No space left"):
+        make(raw({f"{number}.jpg": photo(number) for number in range(300)}))
+    seen = len(decoded)
+    time.sleep(0.1)
+    assert len(decoded) == seen < 300
+
+
+@pytest.mark.slow
+def test_joblib_may_put_processes_in_the_place_of_threads(
+    tmp_path: Path, raw: Callable[..., Volume], make: Make, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_threads = make(raw(FILES)).table
+    content = (tmp_path / "out.tar").read_bytes()
+    assert len(decoded) == len(FILES)
+    monkeypatch.setenv("BREEDLINE_CACHE", str(tmp_path / "empty"))
+    with joblib.parallel_config(backend="loky"):
+        in_processes = make(raw(FILES)).table
+    assert len(decoded) == len(FILES), "nothing more was decoded in this process"
+    pd.testing.assert_frame_equal(in_processes, in_threads)
+    assert (tmp_path / "out.tar").read_bytes() == content

@@ -1,0 +1,211 @@
+"""The agreements between dvc.yaml, params.yaml, the code and what is written about them."""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import re
+import shlex
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grimp
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from ruamel.yaml import YAML
+
+from breedline.params import Params, load_params
+
+ROOT = Path(__file__).parents[1]
+DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
+STAGES: dict[str, dict[str, Any]] = DVC["stages"]
+PYTHON = sorted([*ROOT.glob("stages/*.py"), *ROOT.glob("breedline/*.py")])
+EMPTY = inspect.Parameter.empty
+
+each_stage = pytest.mark.parametrize("name", STAGES)
+
+
+def _paths(entries: list[Any]) -> set[str]:
+    """The paths of a list in dvc.yaml, whose entries may carry settings of their own."""
+    return {path for entry in entries for path in ([entry] if isinstance(entry, str) else entry)}
+
+
+def _written(name: str) -> set[str]:
+    return set().union(*(_paths(STAGES[name].get(kind, [])) for kind in ("outs", "metrics", "plots")))
+
+
+def _function(name: str) -> Callable[..., None]:
+    return getattr(importlib.import_module(f"stages.{name}"), name)
+
+
+def _parameters(name: str) -> list[inspect.Parameter]:
+    """Those of the stage's function, but for the first, its section of params.yaml."""
+    return list(inspect.signature(_function(name)).parameters.values())[1:]
+
+
+def _flags(name: str) -> dict[str, str]:
+    """What the stage's command passes, by parameter."""
+    words = shlex.split(STAGES[name]["cmd"])
+    assert words[:3] == ["python", "-m", f"stages.{name}"]
+    flags, values = words[3::2], words[4::2]
+    assert len(flags) == len(values) == len(set(flags))
+    assert all(flag.startswith("--") for flag in flags)
+    return {flag.removeprefix("--"): value for flag, value in zip(flags, values, strict=True)}
+
+
+def test_a_stage_a_module_a_section_and_a_field_share_a_name() -> None:
+    names = set(STAGES)
+    assert names == {path.stem for path in ROOT.glob("stages/*.py")} - {"__init__"}
+    assert names == set(YAML(typ="safe").load(ROOT / "params.yaml"))
+    assert names == set(Params.model_fields)
+
+
+@each_stage
+def test_a_stage_is_the_function_of_its_section(name: str) -> None:
+    first = next(iter(inspect.signature(_function(name)).parameters.values()))
+    assert first.name == "params"
+    assert first.annotation is Params.model_fields[name].annotation
+    assert STAGES[name]["params"] == [name]
+
+
+@each_stage
+def test_a_command_is_the_signature(name: str) -> None:
+    known = {parameter.name for parameter in _parameters(name)}
+    needed = {parameter.name for parameter in _parameters(name) if parameter.default is EMPTY}
+    assert needed <= set(_flags(name)) <= known
+
+
+@each_stage
+def test_inputs_are_the_dependencies_and_outputs_the_outs(name: str) -> None:
+    inputs = {p.name for p in _parameters(name) if p.annotation is Path and p.kind is p.POSITIONAL_OR_KEYWORD}
+    outputs = {p.name for p in _parameters(name) if p.annotation is Path and p.kind is p.KEYWORD_ONLY}
+    flags = _flags(name)
+    assert {flags[p] for p in inputs} == {path for path in STAGES[name]["deps"] if not path.endswith(".py")}
+    assert {flags[p] for p in outputs} == _written(name)
+
+
+@each_stage
+def test_what_a_command_takes_from_params_is_there(name: str) -> None:
+    for key in re.findall(r"\$\{(.*?)\}", STAGES[name]["cmd"]):
+        value = YAML(typ="safe").load(ROOT / "params.yaml")
+        for part in key.split("."):
+            assert part in value, key
+            value = value[part]
+
+
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    return grimp.build_graph("breedline", "stages", cache_dir=None)
+
+
+@each_stage
+def test_code_that_a_stage_imports_is_what_it_depends_on(name: str, imports: grimp.ImportGraph) -> None:
+    modules = {f"stages.{name}", *imports.find_upstream_modules(f"stages.{name}")}
+    assert {path for path in STAGES[name]["deps"] if path.endswith(".py")} == {
+        f"{module.replace('.', '/')}.py" for module in modules
+    }
+
+
+def test_importing_a_package_imports_no_module_of_it(imports: grimp.ImportGraph) -> None:
+    assert not imports.find_modules_directly_imported_by("stages")
+    assert not imports.find_modules_directly_imported_by("breedline")
+
+
+def _strings(path: Path) -> Iterator[tuple[int, str]]:
+    """The strings of a Python file that could be paths, with their lines: docstrings and messages have spaces."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
+            yield node.lineno, node.value
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_no_path_of_the_pipeline_is_written_in_python(path: Path) -> None:
+    paths = set().union(*map(_written, STAGES), *(_paths(stage["deps"]) for stage in STAGES.values()))
+    data = {path for path in paths if not path.endswith(".py")}
+    folders = tuple({f"{path.split('/')[0]}/" for path in data})
+    assert [(line, text) for line, text in _strings(path) if text in data or text.startswith(folders)] == []
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted(ROOT.glob("presets/*.yaml"))], ids=lambda p: p.name)
+def test_settings_that_come_with_the_project_are_right(path: Path) -> None:
+    load_params(path)
+
+
+def test_no_setting_has_a_name_that_dvc_ignores() -> None:
+    """DVC leaves keys of these names out of what it knows a run by (its issue 10296), so a change would go unseen."""
+    schema = Params.model_json_schema()
+    names = {name for model in (schema, *schema["$defs"].values()) for name in model.get("properties", {})}
+    assert names & {"size", "nfiles"} == set()
+
+
+def _plotted() -> Iterator[str]:
+    for entry in DVC["plots"]:
+        for name, settings in {entry: {}}.items() if isinstance(entry, str) else entry.items():
+            y = (settings or {}).get("y")
+            yield from y if isinstance(y, dict) else [name] if "/" in name else []
+
+
+@pytest.mark.parametrize("path", list(_plotted()))
+def test_what_is_plotted_is_an_output(path: str) -> None:
+    assert {str(parent) for parent in (Path(path), *Path(path).parents)} & set().union(*map(_written, STAGES))
+
+
+def test_what_is_published_is_an_output() -> None:
+    assert {artifact["path"] for artifact in DVC["artifacts"].values()} <= set().union(*map(_written, STAGES))
+
+
+def _direct_requirements() -> Iterator[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["dev"]]:
+        requirement = Requirement(text)
+        if requirement.name == project["name"]:
+            yield from (Requirement(of_extra) for extra in requirement.extras for of_extra in extras[extra])
+        else:
+            yield requirement
+
+
+def _pins() -> list[str]:
+    lines = (ROOT / "requirements.txt").read_text("utf-8").replace("\\\n", " ").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("requirement", list(_direct_requirements()), ids=lambda requirement: requirement.name)
+def test_every_requirement_is_pinned(requirement: Requirement) -> None:
+    pinned = {canonicalize_name(name): rest for name, _, rest in (pin.partition("==") for pin in _pins())}
+    assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)].split()[0])
+
+
+def test_every_pin_has_a_version_and_hashes() -> None:
+    shape = re.compile(r"[\w.-]+==[\w.+!]+(?: ; [^\\]+?)?(?: +--hash=sha256:[0-9a-f]{64})+ *")
+    assert [pin for pin in _pins() if not shape.fullmatch(pin)] == []
+
+
+def test_the_pins_name_no_place() -> None:
+    text = (ROOT / "requirements.txt").read_text("utf-8")
+    assert "://" not in text
+    assert " @ " not in text
+
+
+def _commands(path: Path) -> Iterator[str]:
+    """What a Markdown file tells to run: its fenced blocks (of a console, what stands behind the prompt), `and this`."""
+    text = path.read_text("utf-8")
+    for kind, block in re.findall(r"^```(sh|bash|console)\n(.*?)^```", text, re.M | re.S):
+        for line in block.splitlines():
+            if kind != "console" or line.startswith("$ "):
+                yield line.removeprefix("$ ").partition("# ")[0]
+    yield from re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
+
+
+def test_what_the_readme_and_the_makefile_call_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.M))
+    readme = list(_commands(ROOT / "README.md"))
+    assert readme
+    made = {target for line in readme for target in re.findall(r"\bmake (?:[A-Z_]+=\S+ )*([a-z][\w-]*)", line)}
+    assert made - targets == set()
+    run = {module for line in [*readme, makefile] for module in re.findall(r"\bpython\S* -m ([\w.]+)", line)}
+    assert {module for module in run if importlib.util.find_spec(module) is None} == set()

@@ -1,0 +1,344 @@
+"""The pipeline as DVC runs it: the project's own files in a git repository of their own, on a few tiny pictures."""
+
+import contextlib
+import csv
+import hashlib
+import http.server
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from moto.server import ThreadedMotoServer
+from PIL import Image
+from ruamel.yaml import YAML
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+TRACKED = ["dvc.yaml", "data/corrections.csv", ".dvc/config", ".dvcignore", ".gitignore"]
+STAGES = ["download", "label", "presize", "train", "evaluate"]
+COLOURS = {"blue": (40, 60, 200), "green": (40, 200, 60), "red": (200, 40, 60)}
+PICTURES_PER_CLASS = 12
+
+
+def _picture(colour: tuple[int, int, int], seed: int) -> bytes:
+    noise = np.random.default_rng(seed).integers(-30, 30, (40, 40, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype("uint8")).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def _pictures() -> bytes:
+    """A tar of coloured pictures, each named after its colour."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for colour, rgb in COLOURS.items():
+            for number in range(PICTURES_PER_CLASS):
+                content = _picture(rgb, number)
+                info = tarfile.TarInfo(f"{colour}_{number}.jpg")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+class Project:
+    """A copy of the project in a folder, with a machine's cache of its own."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        home = folder.parent / f"{folder.name}-home"
+        home.mkdir(exist_ok=True)
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "BREEDLINE_CACHE": str(home / "cache"),
+            "DVC_SITE_CACHE_DIR": str(home / "dvc"),
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            **{f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+            **environment,
+        }
+
+    def run(self, *command: str, fails: bool = False) -> str:
+        """What the command says."""
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=240
+        )
+        assert bool(done.returncode) == fails, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def repro(self, *arguments: str, fails: bool = False) -> tuple[list[str], str]:
+        """The stages that `dvc repro` ran, and what it said."""
+        said = self.run("dvc", "repro", *arguments, fails=fails)
+        return re.findall(r"^Running stage '(\w+)'", said, re.M), said
+
+    def json(self, *command: str) -> Any:
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, text=True, timeout=240, check=True
+        )
+        return json.loads(done.stdout)
+
+    def commit(self) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", "a test")
+
+    def set(self, section: str, **settings: Any) -> None:
+        """Change settings in params.yaml."""
+        path = self.folder / "params.yaml"
+        params = YAML(typ="safe").load(path)
+        params[section].update(settings)
+        YAML(typ="safe").dump(params, path)
+
+    def lock(self) -> bytes:
+        return (self.folder / "dvc.lock").read_bytes()
+
+    def outs(self, stage: str) -> Any:
+        """The hashes of the stage's outputs, as recorded."""
+        return YAML(typ="safe").load(self.lock())["stages"][stage]["outs"]
+
+    def copy(self, folder: Path, **environment: str) -> "Project":
+        shutil.copytree(self.folder, folder)
+        return Project(folder, **environment)
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """The hash of each file at or below `path`."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return {
+        file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+        if file.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project in git, of which nothing has run yet."""
+    folder = tmp_path_factory.mktemp("pipeline") / "project"
+    for package in ("stages", "breedline"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in TRACKED:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / path, folder / path)
+    pictures = folder.with_name("pictures.tar")
+    pictures.write_bytes(_pictures())
+    shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
+    project = Project(folder)
+    project.set("download", sources=[str(pictures)], weights="none")
+    project.set(
+        "label", pattern=r"(?P<label>[a-z]+)_\d+\.jpg", classes=3, min_per_class=4, valid_pct=0.25, test_pct=0.25
+    )
+    project.set("train", arch="resnet18", batch_size=8, freeze_epochs=0, epochs=1, num_workers=0)
+    project.run("git", "init", "--quiet")
+    project.commit()
+    return project
+
+
+@pytest.fixture(scope="module")
+def ran(fresh: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, list[str]]:
+    """The project after `dvc repro`, committed; and the stages that ran."""
+    project = fresh.copy(tmp_path_factory.mktemp("ran") / "project")
+    stages, _ = project.repro()
+    project.commit()
+    return project, stages
+
+
+@pytest.fixture
+def project(ran: tuple[Project, list[str]], tmp_path: Path) -> Project:
+    """A copy of the finished project, to work on."""
+    return ran[0].copy(tmp_path / "project")
+
+
+def test_repro_runs_every_stage_once(ran: tuple[Project, list[str]]) -> None:
+    finished, stages = ran
+    assert stages == STAGES
+    assert finished.repro()[0] == []
+    assert finished.run("git", "status", "--porcelain") == ""
+
+
+def test_metrics_and_plots_are_shown(project: Project) -> None:
+    metrics = project.json("dvc", "metrics", "show", "--json")[""]["data"]
+    assert metrics["metrics/label.json"]["data"]["images"] == len(COLOURS) * PICTURES_PER_CLASS
+    assert {"test", "valid"} <= set(metrics["metrics/evaluate.json"]["data"])
+    declared = YAML(typ="safe").load(project.folder / "dvc.yaml")["plots"]
+    shown = project.json("dvc", "plots", "show", "--json")
+    assert set(shown["data"]) == {name for plot in declared for name in ([plot] if isinstance(plot, str) else plot)}
+    assert "errors" not in shown
+    project.run("dvc", "plots", "show", "--out", "plots")
+    assert "confusion" in (project.folder / "plots/index.html").read_text("utf-8")
+
+
+def test_an_experiment_runs_what_its_setting_concerns(project: Project) -> None:
+    said = project.run("dvc", "exp", "run", "--set-param", "evaluate.top_k=2")
+    assert re.findall(r"^Running stage '(\w+)'", said, re.M) == ["evaluate"]
+    (changed,) = project.json("dvc", "params", "diff", "--json")["params.yaml"].items()
+    assert changed == ("evaluate.top_k", {"old": 3, "new": 2, "diff": -1})
+    metrics = project.json("dvc", "metrics", "diff", "--json")["metrics/evaluate.json"]
+    assert {"test.top_2_accuracy", "test.top_3_accuracy"} <= set(metrics)
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(table.read_text("utf-8").splitlines()))
+
+
+def test_a_correction_reruns_label_and_what_depends_on_it(project: Project) -> None:
+    labels = project.folder / "data/labels.csv"
+    first = _rows(labels)[0]
+    with (project.folder / "data/corrections.csv").open("a") as corrections:
+        corrections.write(f"{first['name']},{first['sha256']},drop,,blurred\n")
+    assert set(project.json("dvc", "status", "--json")) == {"label"}
+    assert project.repro("presize")[0] == ["label", "presize"]
+    assert first["name"] not in [row["name"] for row in _rows(labels)]
+    assert set(project.json("dvc", "status", "--json")) == {"train", "evaluate"}
+
+
+def test_a_failed_stage_changes_no_record_and_checkout_brings_its_outputs_back(project: Project) -> None:
+    lock, raw = project.lock(), _hashes(project.folder / "data/raw")
+    (source,) = YAML(typ="safe").load(project.folder / "params.yaml")["download"]["sources"]
+    project.set("download", sources=[{"url": source, "sha256": "0" * 64}])
+    stages, said = project.repro(fails=True)
+    assert stages == ["download"]
+    assert len(re.findall(r"^error: download: .* has sha256", said, re.M)) == 1
+    assert "Traceback" not in said
+    assert project.lock() == lock
+    project.run("dvc", "checkout")
+    assert _hashes(project.folder / "data/raw") == raw
+    project.run("git", "checkout", "params.yaml")
+    assert project.repro("evaluate")[0] == []
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves the pictures, but keeps their second half back until `go`, or 20 s."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked, self.go = threading.Event(), threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}/pictures.tar"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        content = _pictures()
+        half = len(content) // 2
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[:half])
+        self.server.asked.set()
+        self.server.go.wait(20)
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(content[half:])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.go.set()
+        server.shutdown()
+
+
+def _until(true: Callable[[], object], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+def _stages_below(dvc: int) -> list[psutil.Process]:
+    return [process for process in psutil.Process(dvc).children(recursive=True) if _is_stage(process)]
+
+
+def _is_stage(process: psutil.Process) -> bool:
+    try:
+        return "stages.download" in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _gone(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("shell", "at_work"), [("/bin/sh", True), ("/bin/bash", True), ("/bin/sh", False), ("/bin/bash", False)]
+)
+def test_a_killed_dvc_leaves_nothing_behind_but_a_repro_to_repeat(
+    ran: tuple[Project, list[str]], tmp_path: Path, server: Server, shell: str, at_work: bool
+) -> None:
+    project = ran[0].copy(tmp_path / "project", SHELL=shell)
+    project.set("download", sources=[server.url])
+    lock, outs = project.lock(), project.outs("download")
+    command = ["dvc", "repro", "download"]
+    with subprocess.Popen(command, cwd=project.folder, env=project.environment, stdout=subprocess.DEVNULL) as dvc:
+        _until(lambda: _stages_below(dvc.pid), 60)
+        assert not at_work or server.asked.wait(60)
+        stages = _stages_below(dvc.pid)
+        dvc.kill()
+    _until(lambda: all(map(_gone, stages)), 3 if at_work else 20)  # imports come first
+    assert server.asked.is_set() == at_work
+    assert project.lock() == lock
+    server.go.set()
+    assert project.repro("download")[0] == ["download"]
+    assert project.outs("download") == outs
+    assert list((project.folder / "data").rglob(".*.partial")) == []
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of an S3 server with a bucket named `bucket`."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    httpx.put(f"http://{host}:{port}/bucket", timeout=30).raise_for_status()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def test_a_clone_pulls_from_s3_what_was_pushed(ran: tuple[Project, list[str]], tmp_path: Path, s3: str) -> None:
+    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    project = ran[0].copy(tmp_path / "project", **credentials)
+    project.run("dvc", "remote", "add", "--default", "store", "s3://bucket/breedline")
+    project.run("dvc", "remote", "modify", "store", "endpointurl", s3)
+    project.commit()
+    project.run("dvc", "push")
+    project.run("git", "clone", "--quiet", str(project.folder), str(tmp_path / "clone"))
+    clone = Project(tmp_path / "clone", **credentials)
+    clone.run("dvc", "pull")
+    for path in ("data", "models", "metrics", "reports"):
+        assert _hashes(clone.folder / path) == _hashes(project.folder / path)
+    assert clone.repro()[0] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_repeats_bit_for_bit(project: Project, stage: str) -> None:
+    recorded = YAML(typ="safe").load(project.lock())["stages"][stage]
+    outs = [out["path"] for out in recorded["outs"]]
+    words = shlex.split(recorded["cmd"])
+    project.run(*(f"again/{word}" if word in outs else word for word in words))
+    for path in outs:
+        assert _hashes(project.folder / "again" / path) == _hashes(project.folder / path)
