@@ -1,10 +1,16 @@
 """Files from elsewhere into the per-machine download cache: verified, resumable, whole or absent."""
 
+import errno
 import hashlib
 import json
 import logging
+import re
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import fsspec
 import httpx
@@ -16,10 +22,13 @@ from breedline.files import cache_dir, sha256_of, write_json
 from breedline.progress import progress
 
 log = logging.getLogger("breedline")
+HTTP = ("http://", "https://")
 FAILURES_IN_A_ROW = 5
-"""Attempts that bring not one byte before a download is given up."""
+"""Attempts that get no further than the ones before, until a download is given up."""
 BACKOFF = 0.5
-"""Seconds before the second attempt; doubled for each further one."""
+"""Seconds before another attempt; doubled for each failure in a row."""
+HOPELESS = (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.TooManyRedirects)
+"""What asking again cannot mend."""
 
 
 def fetch(url: str, sha256: str | None, *, timeout: float, max_bytes: float) -> Path:
@@ -34,33 +43,57 @@ def fetch(url: str, sha256: str | None, *, timeout: float, max_bytes: float) -> 
         NetworkError: the server does not answer, or not whole, however often asked.
         BreedlineError: no such file, too large, or another hash than `sha256` (both are named).
     """
-    scheme = url.partition("://")[0] if "://" in url else "file"
-    if scheme == "file":
+    if "://" not in url or url.startswith("file://"):
         path = Path(url.removeprefix("file://")).expanduser()
         if not path.is_file():
-            raise BreedlineError(f"there is no file {path}: mend the url in params.yaml")
-    else:
-        key = hashlib.sha256(url.encode()).hexdigest()[:32]
-        target = cache_dir("downloads") / key
-        with FileLock(f"{target}.lock"):
-            if sha256 and target.is_file() and sha256_of(target).startswith(sha256):
-                return target
-            if scheme in ("http", "https"):
-                _Download(url, target, timeout, max_bytes).run()
-            else:
-                _copy(url, target, max_bytes)
-        path = target
+            raise BreedlineError(f"there is no file or folder {path}: mend the url in params.yaml")
+        _check(path, url, sha256)
+        return path
+    target = cache_dir("downloads") / hashlib.sha256(url.encode()).hexdigest()[:32]
+    with FileLock(f"{target}.lock"):
+        if sha256 and target.is_file() and sha256_of(target).startswith(sha256):
+            return target
+        if url.startswith(HTTP):
+            arrived = _Download(url, target, timeout, max_bytes, cached=not sha256 and target.is_file()).run()
+        else:
+            arrived = _copy(url, target, max_bytes)
+        try:
+            _check(arrived, url, sha256)
+        except BreedlineError:
+            arrived.unlink()
+            raise
+        if arrived != target:
+            _keep(arrived, target)
+    return target
+
+
+def _check(path: Path, url: str, sha256: str | None) -> None:
     found = sha256_of(path)
-    if sha256 and not found.startswith(sha256):
-        if path.parent == cache_dir("downloads"):
-            path.unlink()
+    if not sha256:
+        log.info("%s: sha256 is %s; put it into params.yaml to pin the data", url, found)
+    elif not found.startswith(sha256):
         raise BreedlineError(
             f"{url} has sha256 {found}, not {sha256} as expected: "
             "if the new content is right, put its sha256 into params.yaml"
         )
-    if not sha256:
-        log.info("%s: sha256 is %s; put it into params.yaml to pin the data", url, found)
-    return path
+
+
+def _keep(part: Path, target: Path) -> None:
+    # in this order a note never speaks of another file, wherever a kill comes between
+    _note(target).unlink(missing_ok=True)
+    part.replace(target)
+    if _note(part).is_file():
+        _note(part).replace(_note(target))
+
+
+def _note(file: Path) -> Path:
+    """Where it is written down which version of its URL's content `file` is."""
+    return file.with_name(file.name + ".json")
+
+
+def name_of(url: str) -> str:
+    """The name of the file that `url` or a path leads to, without what a query adds."""
+    return Path(httpx.URL(url).path if url.startswith(HTTP) else url).name or "file"
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -74,17 +107,36 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, str(path)
 
 
-def _copy(url: str, target: Path, max_bytes: float) -> None:
+@contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Around work on a file system: what it raises becomes one line, but for a full disk here."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise BreedlineError(f"there is no {url} ({error}): mend the url in params.yaml") from error
+    except PermissionError as error:
+        raise BreedlineError(f"{url} may not be read ({error}): mend its permissions or your credentials") from error
+    except _storage_errors() as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NetworkError(f"{url}: {error}: look at the connection and your credentials, then run it again") from error
+
+
+def _storage_errors() -> tuple[type[Exception], ...]:
+    """OSError, and what else the packages behind s3:// and gs:// raise; one that is not loaded cannot."""
+    bases = {"botocore.exceptions": "BotoCoreError", "google.auth.exceptions": "GoogleAuthError"}
+    return OSError, *(getattr(sys.modules[module], name) for module, name in bases.items() if module in sys.modules)
+
+
+def _copy(url: str, target: Path, max_bytes: float) -> Path:
     fs, path = filesystem(url)
     part = target.with_suffix(".part")
-    try:
+    with reaching(url):
         size = fs.info(path)["size"] or 0
         _refuse_above(url, size, max_bytes)
-        with progress(f"download {Path(path).name}", size, in_bytes=True) as advance:
+        with progress(f"download {name_of(url)}", size, in_bytes=True) as advance:
             fs.get_file(path, str(part), callback=_Advance(advance))
-    except FileNotFoundError:
-        raise BreedlineError(f"there is no {url}: mend the url in params.yaml") from None
-    part.replace(target)
+    return part
 
 
 class _Advance(Callback):
@@ -98,27 +150,31 @@ class _Advance(Callback):
 
 def _refuse_above(url: str, size: float, max_bytes: float) -> None:
     if size > max_bytes:
-        raise BreedlineError(f"{url} has {size / 1e9:.1f} GB: raise download.max_total_gb if that is right")
+        raise BreedlineError(f"{url} has over {max_bytes / 1e9:g} GB: raise download.max_total_gb if that is right")
 
 
 class _Download:
     """One file over HTTP: resumed where the server can (Range, If-Range), asked for again only if it changed."""
 
-    def __init__(self, url: str, target: Path, timeout: float, max_bytes: float) -> None:
-        self.url, self.target, self.max_bytes = url, target, max_bytes
-        self.part, self.note = target.with_suffix(".part"), target.with_suffix(".json")
+    def __init__(self, url: str, target: Path, timeout: float, max_bytes: float, cached: bool) -> None:
+        self.url, self.target, self.max_bytes, self.cached = url, target, max_bytes, cached
+        self.part = target.with_suffix(".part")
         headers = {"Accept-Encoding": "identity"}  # the archive's own bytes, so that ranges and hashes mean them
         self.client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=True)
 
-    def run(self) -> None:
-        failures = 0
+    def run(self) -> Path:
+        """Where the whole file is: the part, or the target if that is still what the server has."""
+        furthest, failures = self._had(), 0
         with self.client:
             while True:
-                had = self._partial()
                 try:
-                    return self._attempt(had)
+                    return self._attempt(self._had())
+                except HOPELESS as error:
+                    raise BreedlineError(f"{self.url}: {error}: mend the url in params.yaml") from error
                 except (httpx.TransportError, _TryAgain) as error:
-                    failures = 0 if self._partial() > had else failures + 1
+                    # further than ever: a server that starts anew each time must not keep us for ever
+                    failures = 0 if self._had() > furthest else failures + 1
+                    furthest = max(furthest, self._had())
                     why = str(error) or type(error).__name__
                     if failures == FAILURES_IN_A_ROW:
                         raise NetworkError(
@@ -126,55 +182,87 @@ class _Download:
                         ) from error
                     log.info("%s: %s; trying again", self.url, why)
                     time.sleep(BACKOFF * 2**failures)
-                except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
-                    raise BreedlineError(f"{self.url}: {error}: mend the url in params.yaml") from error
 
-    def _partial(self) -> int:
+    def _had(self) -> int:
         return self.part.stat().st_size if self.part.is_file() else 0
 
-    def _attempt(self, had: int) -> None:
-        known = json.loads(self.note.read_text()) if self.note.is_file() else {}
+    def _attempt(self, had: int) -> Path:
+        begun, known = _version_of(self.part), _version_of(self.target).validator if self.cached else ""
+        resume = had > 0 and begun.size is not None and begun.names_these_bytes
         asked = {}
-        if had and known.get("validator"):
-            asked = {"Range": f"bytes={had}-", "If-Range": known["validator"]}
-        elif self.target.is_file() and known.get("validator"):
-            kind = "If-None-Match" if known["validator"].startswith('"') else "If-Modified-Since"
-            asked = {kind: known["validator"]}
+        if resume:
+            asked = {"Range": f"bytes={had}-", "If-Range": begun.validator}
+        elif known:
+            asked = {"If-None-Match" if '"' in known else "If-Modified-Since": known}
         with self.client.stream("GET", self.url, headers=asked) as answer:
-            if answer.status_code == httpx.codes.NOT_MODIFIED:
-                return
-            if answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-                self.part.unlink(missing_ok=True)
-                raise _TryAgain("the server has less than what had arrived")
-            if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
-                raise _TryAgain(f"the server answered {answer.status_code} {answer.reason_phrase}")
-            if answer.status_code not in (200, 206):
+            status = answer.status_code
+            if status == httpx.codes.NOT_MODIFIED and known and not resume:
+                return self.target
+            if status in (httpx.codes.PARTIAL_CONTENT, httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE) and resume:
+                self._receive_rest(answer, had, begun)
+                return self.part
+            if status in (408, 425, 429) or status >= 500:
+                raise _TryAgain(f"the server answered {status} {answer.reason_phrase}")
+            if status != httpx.codes.OK:
                 raise BreedlineError(
-                    f"{self.url}: the server answered {answer.status_code} {answer.reason_phrase}: mend the url in params.yaml"
+                    f"{self.url}: the server answered {status} {answer.reason_phrase}: mend the url in params.yaml"
                 )
-            resumed = answer.status_code == httpx.codes.PARTIAL_CONTENT
-            if resumed and not answer.headers.get("Content-Range", "").startswith(f"bytes {had}-"):
-                self.part.unlink(missing_ok=True)
-                raise _TryAgain("the server sent another range than the one asked for")
-            self._receive(answer, had if resumed else 0)
-        self.part.replace(self.target)
+            length = answer.headers.get("Content-Length")
+            self._receive(answer, 0, int(length) if length else None)
+        return self.part
 
-    def _receive(self, answer: httpx.Response, had: int) -> None:
-        length = answer.headers.get("Content-Length")
-        total = had + int(length) if length else None
+    def _receive_rest(self, answer: httpx.Response, had: int, begun: "_Version") -> None:
+        whole = had == begun.size  # killed between the last byte and the check of the hash
+        span = rf"bytes \*/{had}" if whole else rf"bytes {had}-\d+/{begun.size}"
+        if (
+            whole != (answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE)
+            or not re.fullmatch(span, answer.headers.get("Content-Range", ""))
+            or _validator(answer) not in ("", begun.validator)
+        ):
+            self.part.unlink()
+            raise _TryAgain("the server does not have the rest of what had arrived")
+        if not whole:
+            self._receive(answer, had, begun.size)
+
+    def _receive(self, answer: httpx.Response, had: int, total: int | None) -> None:
         _refuse_above(self.url, total or 0, self.max_bytes)
-        etag = answer.headers.get("ETag", "")
-        validator = etag if etag.startswith('"') else answer.headers.get("Last-Modified")  # a weak one can't resume
-        write_json({"url": self.url, "validator": validator}, self.note)
         size = had
-        name = f"download {Path(self.url).name}"
+        name = f"download {name_of(self.url)}"
         with self.part.open("ab" if had else "wb") as file, progress(name, total, in_bytes=True) as advance:
+            if not had:  # after the old bytes are gone, before the new ones come: the note is about what is there
+                write_json({"url": self.url, "validator": _validator(answer), "size": total}, _note(self.part))
             advance(had)
-            for chunk in answer.iter_raw(2**18):
+            for chunk in answer.iter_raw():
                 file.write(chunk)
                 advance(len(chunk))
                 size += len(chunk)
                 _refuse_above(self.url, size, self.max_bytes)
+        if total is not None and size != total:
+            raise _TryAgain(f"{size} of {total} bytes arrived")
+
+
+class _Version(NamedTuple):
+    """What tells one content of a URL from any other: the server's own word for it (or ""), and the size in bytes."""
+
+    validator: str
+    size: int | None
+
+    @property
+    def names_these_bytes(self) -> bool:
+        """Whether equal versions mean equal bytes: a weak ETag is for what only looks the same."""
+        return self.validator != "" and not self.validator.startswith("W/")
+
+
+def _version_of(file: Path) -> _Version:
+    if not _note(file).is_file():
+        return _Version("", None)
+    note = json.loads(_note(file).read_text("utf-8"))
+    return _Version(note["validator"], note["size"])
+
+
+def _validator(answer: httpx.Response) -> str:
+    etag = answer.headers.get("ETag", "")
+    return etag if etag.endswith('"') else answer.headers.get("Last-Modified", "")
 
 
 class _TryAgain(Exception):

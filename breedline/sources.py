@@ -1,29 +1,30 @@
 """Sources: digits, folders and archives, here or elsewhere, as one stream of files. Nothing is extracted to disk."""
 
 import bz2
-import contextlib
+import errno
 import fnmatch
 import gzip
 import io
 import lzma
+import re
+import stat
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import zstandard
 
 from breedline.errors import BreedlineError
-from breedline.fetch import fetch, filesystem
+from breedline.fetch import HTTP, fetch, filesystem, name_of, reaching
 from breedline.params import Download, Source
 from breedline.shards import sniff
 
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError)
-"""What the archive readers raise on bytes that are not what they should be."""
-BROKEN_OS = (gzip.BadGzipFile, OSError)
-"""The same from gzip and bz2, which raise OSError: told from a failing disk by having no errno."""
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, ValueError)
+"""What the archive readers raise on bytes that are not what they should be; gzip and bz2 an OSError without errno."""
 TABLES = {".csv", ".tsv", ".txt"}
 
 
@@ -43,18 +44,21 @@ def members(source: Source, params: Download) -> Iterator[Member]:
         NetworkError: as `breedline.fetch.fetch`.
     """
     caps = _Caps(source.url, params)
-    seen: list[str] = []
-    found = False
+    first, found = "", False
     for member in _open(source, params, caps):
-        caps.count_file()
+        caps.count(member.size)
         name = _clean(member.name)
-        seen = seen or [name]
+        if not name:
+            raise BreedlineError(f"{source.url} has a file that is called {member.name!r}: pack it again, with names")
+        first = first or name
         if _matches(name, source.include) and not _matches(name, source.exclude):
             found = True
             yield member._replace(name=name)
     if not found:
-        hint = f"its first file is {seen[0]}" if seen else "it is empty"
-        raise BreedlineError(f"{source.url} has no file that include and exclude let through; {hint}")
+        hint = f"its first file is {first}" if first else "it holds no files at all"
+        raise BreedlineError(
+            f"{source.url} has no file that include and exclude let through: mend these or the url in params.yaml; {hint}"
+        )
 
 
 def _matches(name: str, globs: list[str]) -> bool:
@@ -62,30 +66,32 @@ def _matches(name: str, globs: list[str]) -> bool:
 
 
 def _clean(name: str) -> str:
-    """`name` as a relative path that stays inside, and as text that UTF-8 can hold."""
-    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", "..")]
-    return "/".join(parts).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """`name` as a relative path that stays inside, and as text that UTF-8 and a table can hold."""
+    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part.strip("/") not in ("", "..")]
+    text = "/".join(parts).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return re.sub(r"[\x00-\x1f\x7f]", "\ufffd", text)
 
 
 class _Caps:
     """The limits on one source; an archive can promise little and unpack to anything."""
 
     def __init__(self, url: str, params: Download) -> None:
-        self.url, self.files, self.max_files = url, 0, params.max_files
-        self.max_ratio, self.max_bytes = params.max_ratio, params.max_total_gb * 1e9
+        self.url, self.files, self.bytes = url, 0, 0
+        self.max_files, self.max_ratio, self.max_bytes = params.max_files, params.max_ratio, params.max_total_gb * 1e9
         self.packed: float | None = None
 
-    def count_file(self) -> None:
-        self.files += 1
+    def count(self, size: int) -> None:
+        self.files, self.bytes = self.files + 1, self.bytes + size
         if self.files > self.max_files:
             raise BreedlineError(
                 f"{self.url} has over {self.max_files} files: raise download.max_files if that is right"
             )
+        self.check(self.bytes)
 
     def check(self, size: int) -> None:
         if size > self.max_bytes:
             raise BreedlineError(
-                f"{self.url} has over {self.max_bytes / 1e9:g} GB: raise download.max_total_gb if right"
+                f"{self.url} has over {self.max_bytes / 1e9:g} GB: raise download.max_total_gb if that is right"
             )
         # a few MB of padding and headers say nothing
         if self.packed and size > max(self.packed * self.max_ratio, 2**24):
@@ -97,11 +103,14 @@ class _Caps:
 def _open(source: Source, params: Download, caps: _Caps) -> Iterator[Member]:
     if source.url == "digits":
         return _digits()
-    fs, path = filesystem(source.url) if not source.url.startswith(("http://", "https://")) else (None, "")
-    if fs is not None and fs.isdir(path):
-        if source.sha256:
+    if not source.url.startswith(HTTP):
+        fs, path = filesystem(source.url)
+        with reaching(source.url):
+            is_folder = fs.isdir(path)
+        if is_folder and source.sha256:
             raise BreedlineError(f"{source.url} is a folder, which has no sha256: remove it from params.yaml")
-        return _folder(fs, path, caps)
+        if is_folder:
+            return _folder(fs, path, source.url)
     local = fetch(source.url, source.sha256, timeout=params.timeout, max_bytes=caps.max_bytes)
     caps.packed = local.stat().st_size
     return _archive(local, source.url, caps)
@@ -119,13 +128,26 @@ def _digits() -> Iterator[Member]:
         yield Member(f"{label}_{number:04d}.png", buffer.tell(), io.BytesIO(buffer.getvalue()))
 
 
-def _folder(fs: Any, path: str, caps: _Caps) -> Iterator[Member]:
-    total = 0
-    for file, info in sorted(fs.find(path, detail=True).items()):
-        total += info["size"]
-        caps.check(total)
-        with fs.open(file, "rb") as content:
-            yield Member(file[len(path.rstrip("/")) + 1 :], info["size"], _Guard(content, caps.url))  # type: ignore[arg-type]
+def _folder(fs: Any, path: str, url: str) -> Iterator[Member]:
+    with reaching(url):
+        files = sorted((info["name"], info["size"]) for info in _listing(fs, path))
+    for file, size in files:
+        with reaching(url):
+            content = fs.open(file, "rb")
+        with content:
+            yield Member(file[len(path.rstrip("/")) + 1 :], size, _Guard(content, url, size=size))  # type: ignore[arg-type]
+
+
+def _listing(fs: Any, path: str) -> Iterator[dict[str, Any]]:
+    """The files below `path`. fsspec's own `find` would pass over a folder that it may not enter."""
+    for info in fs.ls(path, detail=True):
+        name = info["name"]
+        if info["type"] == "directory" and name.rstrip("/") != path.rstrip("/"):
+            yield from _listing(fs, name)
+        elif name.endswith("/"):
+            continue  # what stands for a folder in a bucket
+        elif info["type"] == "file" or fs.isfile(name):  # not a pipe, nor a link to no file
+            yield info
 
 
 OPENERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
@@ -143,72 +165,87 @@ def _archive(path: Path, url: str, caps: _Caps) -> Iterator[Member]:
         opener = next((opener for magic, opener in OPENERS.items() if head.startswith(magic)), None)
         if opener or head[257:262] == b"ustar":
             yield from _tar(opener(file) if opener else file, url, caps)
-        elif zipfile.is_zipfile(file):
-            yield from _zip(file, url, caps)
-        elif sniff(head[:32]) or Path(url).suffix in TABLES:  # a single picture, or a table that goes with others
-            yield Member(Path(url).name, path.stat().st_size, file)
+        elif head.startswith((b"PK\3\4", b"PK\5\6")):
+            yield from _zip(file, url)
+        elif sniff(head[:32]) or Path(name_of(url)).suffix in TABLES:  # one picture, or a table that goes with others
+            yield Member(name_of(url), path.stat().st_size, file)
         else:
             raise BreedlineError(
-                f"{url} is no tar (plain, gz, bz2, xz, zst), zip, image or table; it begins with {head[:24]!r}"
+                f"{url} is no tar (plain, gz, bz2, xz, zst), zip, image or table: mend the url in params.yaml; "
+                f"it begins with {head[:24]!r}"
             )
 
 
 def _tar(stream: IO[bytes], url: str, caps: _Caps) -> Iterator[Member]:
     # r| reads forward only: a header cannot send the reader back, and nothing but the current file is held
-    counted = _Guard(stream, url, caps)
-    with _one_line(url), tarfile.open(fileobj=counted, mode="r|") as tar:  # type: ignore[call-overload]
-        for info in tar:
-            content = tar.extractfile(info) if info.isreg() else None
-            if content:
-                yield Member(info.name, info.size, _Guard(content, url, size=info.size))  # type: ignore[arg-type]
-        while counted.read(2**20):
-            pass
-        if counted.tail.strip(b"\0"):
-            raise BreedlineError(f"{url} is cut short: it has no end-of-archive mark; fetch it again")
+    unpacked = _Guard(stream, url, caps)
+    with _one_line(url), tarfile.open(fileobj=unpacked, mode="r|", tarinfo=_Header, encoding="utf-8") as tar:  # type: ignore[call-overload]
+        while info := tar.next():
+            tar.members.clear()  # it would remember every one of them
+            if info.size < 0 or tar.offset <= info.offset:
+                raise tarfile.ReadError("a negative size")
+            if info.isreg():
+                yield Member(info.name, info.size, _Guard(tar.extractfile(info), url, size=info.size))  # type: ignore[arg-type]
+        while rest := tar.fileobj.read(2**20):  # to the very end, where gzip and others keep their checksum
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("more data after the end-of-archive mark")
 
 
-def _zip(file: IO[bytes], url: str, caps: _Caps) -> Iterator[Member]:
+class _Header(tarfile.TarInfo):
+    """A tar header, of which tarfile would take a broken or missing one for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise  # the end-of-archive mark
+            raise tarfile.ReadError(str(error)) from error
+
+
+def _zip(file: IO[bytes], url: str) -> Iterator[Member]:
     with _one_line(url), zipfile.ZipFile(file) as archive:
-        total = 0
         for info in archive.infolist():
-            if info.is_dir():
+            if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
                 continue
-            total += info.file_size
-            caps.check(total)
             with archive.open(info) as content:
                 yield Member(info.filename, info.file_size, _Guard(content, url, size=info.file_size))  # type: ignore[arg-type]
 
 
-@contextlib.contextmanager
+@contextmanager
 def _one_line(url: str) -> Iterator[None]:
     try:
         yield
     except BROKEN as error:
-        raise BreedlineError(f"{url} is damaged or cut short ({error}): fetch it again, and pin its sha256") from error
-    except (RuntimeError, NotImplementedError) as error:  # zipfile's word for a password, and for an odd compression
+        raise _damaged(url, error) from error
+    except RuntimeError as error:  # zipfile's word for a password, and for an odd compression
         raise BreedlineError(f"{url} cannot be read ({error}): pack it again as a plain zip or tar") from error
     except OSError as error:
-        if error.errno:
-            raise
-        raise BreedlineError(f"{url} is damaged or cut short ({error}): fetch it again, and pin its sha256") from error
+        if type(error) not in (OSError, gzip.BadGzipFile) or error.errno not in (None, errno.EINVAL):
+            raise  # not the bytes' fault; EINVAL is a seek to before the start
+        raise _damaged(url, error) from error
+
+
+def _damaged(url: str, error: Exception) -> BreedlineError:
+    return BreedlineError(f"{url} is no whole archive ({error}): fetch it again, and pin its sha256")
 
 
 class _Guard:
     """A file whose broken bytes are the user's error, whose length is as promised, and which the caps watch."""
 
-    def __init__(self, file: IO[bytes], url: str, caps: _Caps | None = None, size: int | None = None) -> None:
-        self.file, self.url, self.caps, self.left = file, url, caps, size
-        self.total, self.tail = 0, b""
+    def __init__(self, file: IO[bytes], url: str, caps: _Caps | None = None, size: int = 0) -> None:
+        self.file, self.url, self.caps, self.size = file, url, caps, size
+        self.total, self.ends = 0, 0
 
     def read(self, size: int = -1) -> bytes:
-        with _one_line(self.url):
+        with reaching(self.url), _one_line(self.url):
             data = self.file.read(size)
         self.total += len(data)
-        self.tail = (self.tail + data)[-512:] if len(data) < 512 else data[-512:]
+        self.ends += not data
         if self.caps:
             self.caps.check(self.total)
-        if self.left is not None:
-            self.left -= len(data)
-            if not data and self.left > 0:
-                raise BreedlineError(f"{self.url} is cut short: fetch it again, and pin its sha256")
+        # after the end tarfile would ask on and on for what a header promised
+        if self.ends > 2 or (not data and self.total < self.size):
+            raise _damaged(self.url, EOFError("it ends too soon"))
         return data

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from breedline.errors import BreedlineError
-from breedline.fetch import fetch
+from breedline.fetch import fetch, name_of
 from breedline.files import new_folder, sha256_of, write_json
 from breedline.params import WEIGHTS_NOTE, Download
 
@@ -50,7 +50,7 @@ def fetch_weights(params: Download, arch: str, folder: Path) -> None:
         else:
             url, sha256 = params.weights.url, params.weights.sha256
         local = fetch(url, sha256, timeout=params.timeout, max_bytes=params.max_total_gb * 1e9)
-        name = Path(url).name
+        name = name_of(url)
         shutil.copyfile(local, new / name)
         write_json({"arch": arch, "file": name, "url": url, "sha256": sha256_of(new / name)}, new / WEIGHTS_NOTE)
 
