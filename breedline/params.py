@@ -114,7 +114,9 @@ class Label(_Section):
     @classmethod
     def _seen_by_dvc(cls, labels: dict[str, str]) -> dict[str, str]:
         if overlooked := {"size", "nfiles"} & set(labels):
-            raise ValueError(f"DVC overlooks a key called {overlooked.pop()}: rename that class in data/corrections.csv")
+            raise ValueError(
+                f"DVC overlooks a key called {overlooked.pop()}: rename that class in data/corrections.csv"
+            )
         return labels
 
     @model_validator(mode="after")
