@@ -15,9 +15,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 repro: $(READY)
 	dvc repro
-	@echo && dvc metrics show metrics/evaluate.json
-	@echo && echo "Look at   reports/evaluate/top_losses.png   reports/evaluate/confused.csv   dvc plots show"
-	@echo "The model is models/; your own images are a change of params.yaml (see README.md)."
+	@python -c "import pandas; print('\n', pandas.read_json('metrics/evaluate.json').map('{:.4g}'.format).to_string(), '\n', sep='')"
+	@echo "Look at reports/evaluate/top_losses.png, reports/evaluate/confused.csv and 'dvc plots show'."
+	@echo "The model is in models/; your own images are a change of params.yaml (see README.md)."
 
 test: $(READY)
 	python -m pytest

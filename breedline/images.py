@@ -4,7 +4,7 @@ What happens to each kind of file:
 
 | file | result |
 |---|---|
-| JPEG, RGB, upright, small enough | checked by decoding, then passed through byte for byte |
+| JPEG, RGB, upright, small enough | checked as decoding would, then passed through byte for byte |
 | any other image | decoded, converted to RGB, reduced if need be, turned upright, encoded as JPEG |
 | CMYK, YCCK, LAB, grey, 1 bit | converted to RGB as Pillow does, without colour profiles |
 | 16 bits a channel | the upper 8 bits |
@@ -19,6 +19,7 @@ bicubically: a quarter of the time of decoding them whole, at 44 dB or better.
 """
 
 import io
+import re
 from typing import NamedTuple
 
 import PIL
@@ -45,6 +46,10 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation: what makes the pixels upright."""
+
+NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""What follows a scan of a JPEG. Inside of one, 0xff comes before a zero, or is a restart mark or padding."""
+END_OF_IMAGE = b"\xff\xd9"
 
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
 """What Pillow's plugins raise on damaged files, which is nearly anything."""
@@ -91,8 +96,7 @@ def _presize(image: ImageFile.ImageFile, data: bytes, size: int, quality: int) -
         raise Undecodable(f"over {MAX_PIXELS} pixels")
     small = min(width, height) <= size
     if image.format == "JPEG" and image.mode == "RGB" and small and _orientation(image) not in UPRIGHT:
-        image.draft("L", (1, 1))  # an eighth of the pixels, in grey, yet every byte of the file is read and checked
-        image.load()
+        _check(image, data)
         return Presized(data, height, width, KEPT)
 
     scale = min(1, size / min(width, height))
@@ -108,6 +112,20 @@ def _presize(image: ImageFile.ImageFile, data: bytes, size: int, quality: int) -
     # what was small has no detail to spare, so its colours keep their full resolution
     picture.save(buffer, "JPEG", quality=quality, subsampling=0 if small else 2, comment=b"")
     return Presized(buffer.getvalue(), picture.height, picture.width, ENCODED if small else RESIZED)
+
+
+def _check(image: ImageFile.ImageFile, data: bytes) -> None:
+    """Raise what decoding the JPEG `data`, just opened as `image`, would raise, in a fifth of the time.
+
+    No bits within a scan stop the decoder, they are only wrong pixels; so where the end of the image follows the
+    first scan, as it does unless the file is progressive or cut short, the beginning of the scan stands for all of it.
+    """
+    scan = image.fp.tell() if image.fp else 0
+    marker = NEXT_MARKER.search(data, scan)
+    if marker and marker.group() == END_OF_IMAGE:
+        image = Image.open(io.BytesIO(data[: scan + 1024] + END_OF_IMAGE), formats=("JPEG",))
+    image.draft("L", (1, 1))  # an eighth of the pixels, in grey, is the least work
+    image.load()
 
 
 def _orientation(image: Image.Image) -> int:

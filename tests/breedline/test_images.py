@@ -344,6 +344,38 @@ def test_a_large_jpeg_cut_near_its_end_is_rejected_although_it_is_kept_unread() 
         assert "truncated" in reason(data[:-missing], 768)
 
 
+UPRIGHT = [
+    {},
+    {"progressive": True},
+    {"restart_marker_blocks": 3},
+    {"subsampling": 0},
+    {"quality": 20},
+    {"optimize": True},
+]
+
+
+@pytest.mark.parametrize("options", UPRIGHT)
+def test_a_jpeg_is_kept_if_and_only_if_it_can_be_decoded(options: dict[str, Any]) -> None:
+    data, rng = encode(waves(), "JPEG", **options), random.Random(0)  # noqa: S311
+    outcomes = set()
+    for _ in range(700):
+        damaged = mutated(data, rng)
+        try:
+            with Image.open(io.BytesIO(damaged), formats=["JPEG"]) as image:
+                image.load()
+                decodable = True
+        except (OSError, SyntaxError):
+            decodable = False
+        assert isinstance(outcome(damaged, 4096), Presized) == decodable
+        outcomes.add(decodable)
+    assert outcomes == {True, False}
+
+
+def test_bytes_behind_the_end_of_a_jpeg_are_no_damage() -> None:
+    data = KINDS["jpeg"] + b"a camera's own notes \xff\xd8\xff"
+    assert presize_image(data, 48, 92).data == data
+
+
 def mutated(data: bytes, rng: random.Random) -> bytes:
     """A few bytes changed, lost or new, as often as not in the header."""
     damaged = bytearray(data)
