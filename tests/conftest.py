@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from PIL import Image
 from breedline.params import Params, load_params
 
 ROOT = Path(__file__).parents[1]
+# a shell starts what it puts in the background deaf to Ctrl-C, which the programs that tests start would inherit
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["DO_NOT_TRACK"] = os.environ["DVC_NO_ANALYTICS"] = "1"
 
 
