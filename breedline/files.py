@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,16 +83,17 @@ def read_csv(
         BreedlineError: the file is not a table, or lacks one of `columns`.
     """
     where = where or str(file)
+    types = defaultdict(lambda: "str", dict.fromkeys(integers, "int64"))
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        table = pd.read_csv(file, dtype=types, keep_default_na=False)
         if not isinstance(table.index, pd.RangeIndex):
             raise ValueError("a line has more values than the first")
         if missing := [column for column in columns if column not in table]:
             raise BreedlineError(f"{where} lacks the column {', '.join(missing)}; it has {', '.join(map(str, table))}")
-        return table.astype(dict.fromkeys(integers, "int64"))
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise BreedlineError(f"{where} is not a CSV table ({reason}): save it as UTF-8, comma-separated") from error
+    return table
 
 
 def write_json(value: Any, path: Path) -> None:

@@ -191,7 +191,7 @@ def as_stored(upright: np.ndarray, value: int) -> np.ndarray:
 def test_every_orientation_comes_out_upright(kind: str, value: int, size: int) -> None:
     stored = Image.fromarray(np.ascontiguousarray(as_stored(np.asarray(waves()), value)))
     presized = presize_image(encode(stored, kind, exif=orientation(value), quality=95), size, 95)
-    expected = waves() if size == 48 else waves().resize((32, 24), Image.Resampling.BICUBIC)
+    expected = waves() if size == 48 else waves().resize((32, 24), Image.Resampling.LANCZOS)
     image = Image.open(io.BytesIO(presized.data))
     assert image.getexif().get(0x0112, 1) == 1
     assert difference(image, expected) < 3.5
@@ -222,7 +222,7 @@ def test_the_quick_way_to_reduce_a_large_jpeg_is_as_good_as_the_long_way(size: t
     detail = Image.fromarray((128 + noise).clip(0, 255).astype("uint8")).resize(size, Image.Resampling.BICUBIC)
     data = encode(Image.blend(waves(size), detail, 0.5), "JPEG", quality=95)
     quick = decode(presize_image(data, 256, 95))
-    full = Image.open(io.BytesIO(data)).resize(quick.size, Image.Resampling.BICUBIC)
+    full = Image.open(io.BytesIO(data)).resize(quick.size, Image.Resampling.LANCZOS)
     slow = Image.open(io.BytesIO(encode(full, "JPEG", quality=95, subsampling=2)))
     error = np.mean((np.asarray(quick, "float64") - np.asarray(slow, "float64")) ** 2)
     assert error <= 255**2 / 10**4  # a PSNR of 40 dB
@@ -361,12 +361,14 @@ def test_a_jpeg_is_kept_if_and_only_if_it_can_be_decoded(options: dict[str, Any]
     for _ in range(700):
         damaged = mutated(data, rng)
         try:
-            with Image.open(io.BytesIO(damaged), formats=["JPEG"]) as image:
-                image.load()
-                decodable = True
-        except (OSError, SyntaxError):
+            image = Image.open(io.BytesIO(damaged), formats=["JPEG"])
+            if image.size != WIDE:
+                continue
+            image.load()
+            decodable = True
+        except (OSError, Image.DecompressionBombError):
             decodable = False
-        assert isinstance(outcome(damaged, 4096), Presized) == decodable
+        assert isinstance(outcome(damaged, 48), Presized) == decodable
         outcomes.add(decodable)
     assert outcomes == {True, False}
 
