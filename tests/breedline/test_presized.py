@@ -127,6 +127,16 @@ def test_in_another_volume_only_new_images_are_decoded(
     assert sha256_of(tmp_path / "out.tar") == with_cache
 
 
+def test_renamed_images_are_known_and_get_their_new_names(
+    raw: Callable[..., Volume], make: Make, decoded: list[bytes]
+) -> None:
+    make(raw(FILES))
+    decoded.clear()
+    renamed = {f"other/{name}": content for name, content in FILES.items()}
+    assert list(make(raw(renamed)).table["name"]) == list(renamed)
+    assert decoded == []
+
+
 @pytest.mark.parametrize("other", [Presize(shorter_side=25, quality=90), Presize(shorter_side=24, quality=91)])
 def test_another_setting_is_another_cache(
     raw: Callable[..., Volume], make: Make, decoded: list[bytes], other: Presize
