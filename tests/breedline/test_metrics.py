@@ -28,6 +28,7 @@ def test_top_k_of_few_classes(classes: int, top_k: int) -> None:
 def test_probabilities_of_each_class_for_itself_are_accepted() -> None:
     numbers = summary(np.array([[0.9, 0.8], [0.01, 0.02]]), np.array([0, 1]), 1)
     assert numbers["accuracy"] == 1
+    assert numbers["error_rate"] == 0
 
 
 def test_calibration_error() -> None:
