@@ -2,7 +2,6 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from fastai.data.core import DataLoaders
@@ -25,16 +24,31 @@ def batch_picture(dls: DataLoaders, path: Path) -> None:
     _save(plt.gcf(), path)
 
 
-def finder_picture(recorder: Any, rules: dict[str, float], path: Path) -> None:
+def finder_picture(lrs: list[float], losses: list[float], rules: dict[str, float], path: Path) -> None:
     """The learning-rate finder's curve, with what each rule suggests."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    skip = max(1, len(recorder.lrs) // 10)
-    axes.plot(recorder.lrs[skip:-5], [float(loss) for loss in recorder.losses[skip:-5]], color="0.3")
+    skip = max(1, len(lrs) // 10)
+    axes.plot(lrs[skip:-5], losses[skip:-5], color="0.3")
     for number, (name, rate) in enumerate(rules.items()):
         axes.axvline(rate, color=f"C{number}", label=f"{name}: {rate:.2g}", linestyle="--")
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
     axes.legend()
+    _save(figure, path)
+
+
+def schedule_picture(schedule: list[list[float]], path: Path) -> None:
+    """The learning rates and the momentum of both phases, step by step: (first group, last group, momentum)."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    first, last, momentum = zip(*schedule, strict=True)
+    axes.plot(last, label="learning rate of the head")
+    axes.plot(first, label="of the first layers")
+    axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    right = axes.twinx()
+    right.plot(momentum, color="C2", label="momentum (right)")
+    right.set(ylabel="momentum", ylim=(0, 1))
+    figure.legend(loc="outside upper center", ncols=3)
     _save(figure, path)
 
 

@@ -5,6 +5,7 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from dvclive import Live
@@ -13,6 +14,7 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
 from breedline.bundle import BundleSpec, save_bundle
+from breedline.checkpoints import Checkpoints, Resume
 from breedline.edge import run
 from breedline.errors import BreedlineError
 from breedline.files import read_csv, sha256_of, sha256_of_code, write_json
@@ -30,7 +32,7 @@ from breedline.learner import (
     statistics,
 )
 from breedline.params import WEIGHTS_NOTE, Train
-from breedline.pictures import batch_picture, finder_picture, loss_picture
+from breedline.pictures import batch_picture, finder_picture, loss_picture, schedule_picture
 from breedline.progress import progress
 from breedline.report import Report
 from breedline.shards import INDEX
@@ -88,11 +90,6 @@ def train(
     report.mkdir(parents=True)
     _describe(block, items, report / "datablock.txt")
     batch_picture(dls, report / "show_batch.png")
-    base_lr, rules = _base_lr(params, learn, report)
-    set_seed(params.seed, reproducible=True)
-    history = _fit(learn, params, base_lr, report / "live")
-    loss_picture(history, report / "loss.png")
-    write_json({**history[-1], "epochs": len(history), "base_lr": base_lr, "lr_find": rules}, metrics)
     data = {"labels": labels, "presized": presized / INDEX, "weights": weights / WEIGHTS_NOTE}
     spec = BundleSpec(
         arch=params.arch,
@@ -103,35 +100,64 @@ def train(
         data={name: sha256_of(path) for name, path in data.items()},
         code=sha256_of_code(),
     )
+    checkpoints = Checkpoints(
+        {
+            "params": params.model_dump(),
+            "spec": spec.model_dump(),
+            "on": [_name(device), precision, torch.__version__],
+        }
+    )
+    base_lr, rules = _base_lr(params, learn, checkpoints, report)
+    set_seed(params.seed, reproducible=True)
+    followed = _fit(learn, params, base_lr, checkpoints, report / "live")
+    loss_picture(followed.history, report / "loss.png")
+    schedule_picture(followed.schedule, report / "schedule.png")
+    last = {name: value for name, value in followed.history[-1].items() if name != "learning_rate"}
+    write_json({**last, "epochs": len(followed.history), "base_lr": base_lr, "lr_find": rules}, metrics)
     save_bundle(bundle, learn.model, spec)
+    checkpoints.clear()
 
 
-def _fit(learn: Learner, params: Train, base_lr: float, folder: Path) -> list[dict[str, float]]:
-    """Fine-tune, with a bar or lines for people and a live log for DVC; the numbers of each epoch."""
+def _fit(learn: Learner, params: Train, base_lr: float, checkpoints: Checkpoints, folder: Path) -> Report:
+    """Fine-tune, with a bar or lines for people and a live log for DVC; from the last checkpoint, if there is one."""
     epochs = params.freeze_epochs + params.epochs
-    batches = epochs * (len(learn.dls.train) + len(learn.dls.valid))
+    state = checkpoints.latest()
     with (
         Live(str(folder), save_dvc_exp=False, dvcyaml=False) as live,
-        progress("train (batches)", batches) as advance,
+        progress("train (batches)", epochs * (len(learn.dls.train) + len(learn.dls.valid))) as advance,
         learn.no_bar(),
         learn.no_logging(),
     ):
         report = Report(live, epochs, advance)
-        learn.add_cb(report)
-        fine_tune(learn, params.freeze_epochs, params.epochs, base_lr)
-    return report.history
+        learn.add_cbs([report, Resume(checkpoints, report, state)])
+        if state:
+            learn.model.load_state_dict(state["model"])
+            report.take_up(state["report"])
+            log.info("train: goes on after epoch %d of %d", len(report.history), epochs)
+        fine_tune(learn, params.freeze_epochs, params.epochs, base_lr, done=len(report.history))
+    return report
 
 
-def fine_tune(learn: Learner, freeze_epochs: int, epochs: int, base_lr: float) -> None:
+def fine_tune(learn: Learner, freeze_epochs: int, epochs: int, base_lr: float, done: int = 0) -> None:
     """fastai's `Learner.fine_tune`, phase by phase: the head alone, then everything at half the rate.
 
     In the second phase the learning rate falls from the head to the earliest layers, by LR_RATIO in all.
+
+    Args:
+        done: epochs to leave out at the beginning, those of both phases counted.
     """
-    if freeze_epochs:
+    if done < freeze_epochs:
         learn.freeze()
-        learn.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99)
+        log.info("train: %d epochs of the head alone, up to learning rate %.2g", freeze_epochs, base_lr)
+        learn.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, start_epoch=done)
     learn.unfreeze()
-    learn.fit_one_cycle(epochs, slice(base_lr / 2 / LR_RATIO, base_lr / 2), pct_start=0.3, div=5.0)
+    rates = slice(base_lr / 2 / LR_RATIO, base_lr / 2)
+    learn.opt.set_hyper("lr", rates)
+    groups = ", ".join(f"{hyper['lr']:.2g}" for hyper in learn.opt.hypers)
+    log.info(
+        "train: %d epochs of everything, up to learning rates %s from the first layers to the head", epochs, groups
+    )
+    learn.fit_one_cycle(epochs, rates, pct_start=0.3, div=5.0, start_epoch=max(0, done - freeze_epochs))
 
 
 def _check(items: list[Item], classes: list[str]) -> None:
@@ -157,19 +183,33 @@ def _describe(block, items: list[Item], path: Path) -> None:  # type: ignore[no-
         block.summary(few, bs=4, show_batch=False)
 
 
-def _base_lr(params: Train, learn: Learner, folder: Path) -> tuple[float, dict[str, float]]:
+def _base_lr(params: Train, learn: Learner, checkpoints: Checkpoints, folder: Path) -> tuple[float, dict[str, float]]:
     """The rate to use, and what each rule of the finder says (nothing if it was not asked)."""
     if params.base_lr != "auto":
         return params.base_lr, {}
-    if params.freeze_epochs:
+    found = checkpoints.noted("lr_find")
+    if found is None:
+        found = _find_lr(learn, frozen=params.freeze_epochs > 0)
+        checkpoints.note("lr_find", found)
+    rules: dict[str, float] = found["rules"]
+    finder_picture(found["lrs"], found["losses"], rules, folder / "lr_find.png")
+    said = ", ".join(f"{name} {rate:.2g}" for name, rate in rules.items())
+    log.info("train: base_lr %.2g, the finder's valley: its longest fall of the loss (%s)", rules["valley"], said)
+    return rules["valley"], rules
+
+
+def _find_lr(learn: Learner, frozen: bool) -> dict[str, Any]:
+    """fastai's learning-rate finder: its curve, and the rate that each rule takes from it."""
+    if frozen:
         learn.freeze()
     with tempfile.TemporaryDirectory() as scratch, learn.no_bar():
         learn.path = Path(scratch)
         found = learn.lr_find(suggest_funcs=(valley, steep, minimum), show_plot=False)
-    rules = {"valley": found.valley, "steepest": found.steep, "minimum_tenth": found.minimum}
-    finder_picture(learn.recorder, rules, folder / "lr_find.png")
-    log.info("train: base_lr %.2g, the finder's valley (%s)", found.valley, rules)
-    return found.valley, rules
+    return {
+        "lrs": [float(rate) for rate in learn.recorder.lrs],
+        "losses": [float(loss) for loss in learn.recorder.losses],
+        "rules": {"valley": found.valley, "steepest": found.steep, "minimum_tenth": found.minimum},
+    }
 
 
 if __name__ == "__main__":

@@ -93,6 +93,15 @@ def test_one_vs_rest_is_binary_cross_entropy_of_every_class(smoothing: float) ->
     assert torch.allclose(OneVsRestLoss(smoothing)(logits, target), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_is_log_softmax_and_negative_log_likelihood(smoothing: float) -> None:
+    logits, target = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    log_probabilities = nn.functional.log_softmax(logits, dim=1)
+    likelihood = nn.functional.nll_loss(log_probabilities, target)
+    expected = (1 - smoothing) * likelihood - smoothing * log_probabilities.mean()
+    assert torch.allclose(loss_function("cross_entropy", smoothing)(logits, target), expected, atol=1e-6)
+
+
 def test_softmax_must_choose_but_bce_can_say_none_of_them() -> None:
     nothing = torch.full((1, 4), -5.0)
     assert loss_function("cross_entropy").activation(nothing).sum() == pytest.approx(1)

@@ -1,4 +1,10 @@
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,10 +13,13 @@ import pandas as pd
 import pytest
 import torch
 from fastai.torch_core import set_seed
+from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from breedline.errors import BreedlineError
+from breedline.files import sha256_of
 from breedline.learner import Geometry, create_learner, create_model, data_block, load_items, loss_function
+from breedline.report import Report
 from stages.train import fine_tune
 
 Pipeline = Any
@@ -77,6 +86,25 @@ def test_the_phases_are_those_of_fine_tune(pipeline: Pipeline, monkeypatch: pyte
     assert all(torch.equal(ours[name], fastai[name]) for name in ours)
 
 
+def test_the_frozen_phase_teaches_the_head_and_the_normalisation_alone(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def keep(report: Report) -> None:
+        seen.append({name: tensor.clone() for name, tensor in report.learn.model.state_dict().items()})
+
+    monkeypatch.setattr(Report, "before_fit", keep, raising=False)
+    pipeline.train(tmp_path, freeze_epochs=1, epochs=1)
+    before, after = seen  # of the frozen phase
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    body = {name for name in before if name.startswith("0.")}
+    of_norms = {name for name in body if "bn" in name or "downsample.1" in name or name.startswith("0.1.")}
+    assert {name for name in changed & body if name not in of_norms} == set()
+    assert {name for name in of_norms if name.endswith("running_mean")} <= changed
+    assert {name for name in before if name.startswith("1.") and name.endswith("weight")} <= changed
+
+
 def test_the_finder_chooses_the_rate_and_shows_why(pipeline: Pipeline, tmp_path: Path, width: Width) -> None:
     folder = pipeline.train(tmp_path, base_lr="auto", epochs=1, batch_size=16)
     metrics = json.loads((folder / "train.json").read_text())
@@ -85,17 +113,117 @@ def test_the_finder_chooses_the_rate_and_shows_why(pipeline: Pipeline, tmp_path:
     assert width(folder / "report/lr_find.png") > 500
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"loss": "bce", "label_smoothing": 0.1},
-        pytest.param({"precision": "bf16", "num_workers": 2}, marks=pytest.mark.slow),
-    ],
-)
-def test_other_ways_to_train(pipeline: Pipeline, tmp_path: Path, settings: dict[str, Any]) -> None:
-    folder = pipeline.train(tmp_path, **settings)
+class Killed(BaseException):
+    pass
+
+
+def _assert_same(one: Path, other: Path, *more: str) -> None:
+    """By their hashes, as pytest would look for the difference between weights for minutes."""
+    for name in ("bundle/model.safetensors", "train.json", "report/loss.png", "report/live/metrics.json", *more):
+        assert sha256_of(one / name) == sha256_of(other / name), name
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_training_that_ended_early_goes_on_bit_for_bit(
+    pipeline: Pipeline,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    epoch: int,
+) -> None:
+    def end(report: Report) -> None:
+        if len(report.history) == epoch - 1:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "before_validate", end, raising=False)
+        with pytest.raises(Killed):
+            pipeline.train(tmp_path / "killed")
+    caplog.set_level("INFO")
+    again = pipeline.train(tmp_path / "again")
+    assert (f"train: goes on after epoch {epoch - 1} of 3" in caplog.messages) == (epoch > 1)
+    _assert_same(trained, again, "report/schedule.png")
+    history = pd.read_csv(again / "report/live/plots/metrics/accuracy.tsv", sep="\t")
+    assert history["step"].tolist() == [0, 1, 2]
+    assert not any((tmp_path / "cache/checkpoints").iterdir())
+
+
+def test_other_settings_start_clean_and_the_finder_is_asked_once(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def end(report: Report) -> None:
+        if len(report.history) == 1:
+            raise Killed
+
+    settings = {"base_lr": "auto", "batch_size": 16}
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "before_validate", end, raising=False)
+        with pytest.raises(Killed):
+            pipeline.train(tmp_path / "killed", **settings)
+    caplog.set_level("INFO")
+    other = pipeline.train(tmp_path / "other", **settings, seed=43)
+    assert not any("goes on" in message for message in caplog.messages)
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.train._find_lr", lambda *_, **__: pytest.fail("asked again"))
+        again = pipeline.train(tmp_path / "again", **settings)
+    assert any("goes on after epoch 1 of 3" in message for message in caplog.messages)
+    whole = pipeline.train(tmp_path / "whole", **settings)
+    _assert_same(whole, again, "report/lr_find.png")
+    assert sha256_of(whole / "bundle/model.safetensors") != sha256_of(other / "bundle/model.safetensors")
+
+
+def _start(pipeline: Pipeline, folder: Path, **settings: Any) -> subprocess.Popen[str]:
+    """The stage as a process of its own, which trains into `folder`."""
+    sections = pipeline.params.model_dump()
+    sections["train"] |= settings
+    YAML().dump(sections, folder / "params.yaml")
+    paths: dict[str, object] = {name: pipeline.path(name) for name in ("presized", "weights")}
+    paths |= {"labels": pipeline.path("labels.csv"), "item_size": 40}
+    paths |= {"bundle": "bundle", "metrics": "train.json", "report": "report"}
+    command = [sys.executable, "-m", "stages.train", *(f"--{name}={value}" for name, value in paths.items())]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+
+
+@pytest.mark.slow
+def test_a_kill_in_every_epoch_of_both_phases_changes_nothing(
+    pipeline: Pipeline, trained: Path, tmp_path: Path
+) -> None:
+    def run(kill_after: str | None) -> str:
+        process = _start(pipeline, tmp_path)
+        said = []
+        assert process.stderr
+        with process, process.stderr as lines:
+            for line in lines:
+                said.append(line)
+                if kill_after and kill_after in line:
+                    time.sleep(random.uniform(0, 0.3))  # noqa: S311 - an epoch takes about as long
+                    process.kill()
+        assert process.returncode == (-signal.SIGKILL if kill_after else 0), said
+        return "".join(said)
+
+    run("of the head alone")
+    run("epoch 1/3")
+    run("epoch 2/3")
+    assert "goes on after epoch" in run(None)
+    _assert_same(trained, tmp_path)
+
+
+def test_a_loss_of_its_own_for_each_class(pipeline: Pipeline, tmp_path: Path) -> None:
+    folder = pipeline.train(tmp_path, loss="bce", label_smoothing=0.1)
     assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
-    assert json.loads((folder / "bundle/model.json").read_text())["loss"] == settings.get("loss", "cross_entropy")
+    assert json.loads((folder / "bundle/model.json").read_text())["loss"] == "bce"
+
+
+@pytest.mark.slow
+def test_loader_processes_and_a_precision_that_the_machine_may_not_have(pipeline: Pipeline, tmp_path: Path) -> None:
+    with _start(pipeline, tmp_path, precision="bf16", num_workers=2) as process:
+        said = process.communicate()[1]
+    assert process.returncode == 0, said
+    assert json.loads((tmp_path / "train.json").read_text())["accuracy"] > 0.9
 
 
 @pytest.mark.parametrize(
