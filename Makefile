@@ -1,4 +1,4 @@
-# One command each: `make repro` runs the pipeline, `make test` the tests, `make check` the linters.
+# One command each: `make repro` runs the pipeline, `make serve` schedules it, `make test` the tests, `make check` the linters.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,13 +11,25 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # `dvc` runs each stage's `python`: the one of this environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test test-fast check format lock bench-presize clean
+.PHONY: repro plan serve verify-remote test test-fast check format lock bench-presize bench-orchestration clean
 
 repro: $(READY)
 	dvc repro
 	@python -c "import pandas; print('\n', pandas.read_json('metrics/evaluate.json').map('{:.4g}'.format).to_string(), '\n', sep='')"
 	@echo "Look at reports/evaluate/top_losses.png, reports/evaluate/confused.csv and 'dvc plots show'."
 	@echo "The model is in models/; your own images are a change of params.yaml (see README.md)."
+
+# What `dvc repro` would do, stage by stage, and why.
+plan: $(READY)
+	@python -m flows.plan
+
+# The deployments of prefect.yaml on this machine, with a Prefect server where none is configured, until Ctrl-C.
+serve: $(READY)
+	@python -m flows.serve
+
+# What the DVC remote lacks of what dvc.lock names; sent again from the cache.
+verify-remote: $(READY)
+	@python -m flows.verify_remote
 
 test: $(READY)
 	python -m pytest
@@ -42,6 +54,9 @@ lock: $(BIN)/uv
 
 bench-presize: $(READY)
 	python -m benchmarks.presize
+
+bench-orchestration: $(READY)
+	python -m benchmarks.orchestration
 
 clean:
 	rm -rf $(VENV)

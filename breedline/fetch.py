@@ -108,12 +108,16 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 @contextmanager
-def reaching(url: str) -> Iterator[None]:
-    """Around work on a file system: what it raises becomes one line, but for a full disk here."""
+def reaching(url: str, settings: str = "params.yaml") -> Iterator[None]:
+    """Around work on a file system: what it raises becomes one line, but for a full disk here.
+
+    Args:
+        settings: the file that names the url.
+    """
     try:
         yield
     except FileNotFoundError as error:
-        raise BreedlineError(f"there is no {url} ({error}): mend the url in params.yaml") from error
+        raise BreedlineError(f"there is no {url} ({error}): mend the url in {settings}") from error
     except PermissionError as error:
         raise BreedlineError(f"{url} may not be read ({error}): mend its permissions or your credentials") from error
     except _storage_errors() as error:

@@ -1,4 +1,4 @@
-"""params.yaml as a typed, frozen model: one section per stage, each setting documented beside its field.
+"""params.yaml as a typed, frozen model: one section per stage and the gate, each setting documented beside its field.
 
 The whole file is checked before any stage does any work, and all mistakes are reported together.
 """
@@ -189,6 +189,15 @@ class Evaluate(_Section):
     """Pictures on the sheet of the worst mistakes."""
 
 
+class Gate(_Section):
+    """When a scheduled run may publish what it has trained."""
+
+    metric: str
+    """Key in one of the metrics files; more of it is better."""
+    tolerance: float = Field(ge=0)
+    """The challenger may be this much worse than the champion, the value in the branch's last commit."""
+
+
 class Params(_Section):
     """The whole of params.yaml."""
 
@@ -197,6 +206,7 @@ class Params(_Section):
     presize: Presize
     train: Train
     evaluate: Evaluate
+    gate: Gate
 
 
 def load_params(path: Path) -> Params:

@@ -19,6 +19,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["DO_NOT_TRACK"] = os.environ["DVC_NO_ANALYTICS"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Flows come last: Prefect's threads stay in this process, draw from the `random` that training is seeded with, and
+    forbid it to fork loader processes. A stage has a process of its own.
+    """
+    items.sort(key=lambda item: "flows" in item.path.parts)
+
+
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of a test lands in the repository or in the user's cache."""

@@ -17,7 +17,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
+from breedline.errors import BreedlineError, NetworkError
 from breedline.params import Params, load_params
+from flows.policy import policy_of
+from flows.serve import POOL
 
 ROOT = Path(__file__).parents[1]
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
@@ -59,8 +62,7 @@ def _flags(name: str) -> dict[str, str]:
 def test_a_stage_a_module_a_section_and_a_field_share_a_name() -> None:
     names = set(STAGES)
     assert names == {path.stem for path in ROOT.glob("stages/*.py")} - {"__init__"}
-    assert names == set(YAML(typ="safe").load(ROOT / "params.yaml"))
-    assert names == set(Params.model_fields)
+    assert {*names, "gate"} == set(YAML(typ="safe").load(ROOT / "params.yaml")) == set(Params.model_fields)
 
 
 @each_stage
@@ -155,6 +157,34 @@ def test_what_is_plotted_is_an_output(path: str) -> None:
 
 def test_what_is_published_is_an_output() -> None:
     assert {artifact["path"] for artifact in DVC["artifacts"].values()} <= set().union(*map(_written, STAGES))
+
+
+@each_stage
+def test_what_a_stage_says_to_prefect_is_understood(name: str) -> None:
+    policy = policy_of(name, STAGES[name]["meta"])
+    outs = _written(name)
+    assert all({str(parent) for parent in Path(path).parents} & outs for path in policy.show)
+
+
+def test_a_mistake_in_a_label_is_never_tried_again_and_the_network_is() -> None:
+    policies = {name: policy_of(name, stage["meta"]) for name, stage in STAGES.items()}
+    assert [name for name in STAGES if BreedlineError.exit_code in policies[name].retry_on] == []
+    assert [name for name in STAGES if NetworkError.exit_code in policies[name].retry_on] == ["download"]
+    assert policies["label"].retries == 0
+    assert policies["train"].retry_on == [137, 143]
+
+
+DEPLOYMENTS: list[dict[str, Any]] = YAML(typ="safe").load(ROOT / "prefect.yaml")["deployments"]
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
+def test_a_deployment_is_a_flow_with_these_parameters(deployment: dict[str, Any]) -> None:
+    path, name = deployment["entrypoint"].split(":")
+    flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
+    assert set(deployment["parameters"]) <= set(inspect.signature(flow.fn).parameters)
+    assert deployment["work_pool"]["name"] == POOL
+    started = deployment["parameters"].get("deployment", "retrain/on-demand").split("/")[1]
+    assert started in {deployment["name"] for deployment in DEPLOYMENTS}
 
 
 def _direct_requirements() -> Iterator[Requirement]:

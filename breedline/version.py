@@ -1,0 +1,57 @@
+"""What a source is like right now, asked without fetching it: tells whether it has changed since somebody last looked."""
+
+import hashlib
+import json
+
+import httpx
+
+from breedline.errors import BreedlineError, NetworkError
+from breedline.fetch import HTTP, filesystem, reaching
+from breedline.params import Source
+
+TELLING = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "md5Hash")
+"""What the file systems of fsspec know of a file that changes with its content."""
+
+
+def version_of(source: Source, timeout: float) -> str:
+    """A hash of the server's ETag, Last-Modified and length; of a file's size and time; of a folder's listing.
+
+    Raises:
+        BreedlineError: the source is not there.
+        NetworkError: the server does not answer.
+    """
+    if source.url == "digits":
+        known: object = "digits"
+    elif source.url.startswith(HTTP):
+        known = _of_url(source.url, timeout)
+    else:
+        known = _of_files(source.url)
+    return hashlib.sha256(json.dumps([source.url, known], default=str).encode()).hexdigest()
+
+
+def _of_url(url: str, timeout: float) -> list[str | None]:
+    try:
+        with httpx.Client(timeout=timeout, follow_redirects=True) as client:
+            answer = client.head(url)
+            if answer.status_code in (
+                httpx.codes.METHOD_NOT_ALLOWED,
+                httpx.codes.NOT_IMPLEMENTED,
+                httpx.codes.FORBIDDEN,
+            ):
+                with client.stream("GET", url) as answer:  # some servers tell only who asks for it all
+                    pass
+    except httpx.HTTPError as error:
+        raise NetworkError(f"{url}: {error or type(error).__name__}: try again later") from error
+    if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
+        raise NetworkError(f"{url}: the server answered {answer.status_code}: try again later")
+    if not answer.is_success:
+        raise BreedlineError(f"{url}: the server answered {answer.status_code}: mend the url in params.yaml")
+    return [answer.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length")]
+
+
+def _of_files(url: str) -> list[object]:
+    fs, path = filesystem(url)
+    with reaching(url):
+        fs.invalidate_cache()
+        files = fs.find(path, detail=True) if fs.isdir(path) else {path: fs.info(path)}
+    return [[name, *(str(info.get(key)) for key in TELLING)] for name, info in sorted(files.items())]

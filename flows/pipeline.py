@@ -1,0 +1,150 @@
+"""dvc.yaml compiled into a flow: one task per stage, each answered or run by DVC, which stays the only record."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect import allow_failure, flow, get_client, get_run_logger
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.concurrency.sync import concurrency
+from prefect.states import Completed, Failed
+from prefect.tasks import Task
+
+from breedline.errors import BreedlineError
+from flows import artifacts
+from flows.limits import create_limit
+from flows.process import Ended, Processes
+from flows.repo import Action, Step, keep_order, plan
+
+LEASE = 60.0
+"""Seconds after which the slot of a run that was killed is free again; Prefect allows no less."""
+LINES_IN_MESSAGE = 5
+BAD = ("Failed", "Skipped")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a stage: a line of the summary."""
+
+    stage: str
+    state: str
+    seconds: float = 0
+    why: str = ""
+    code: int = 0
+
+
+@dataclass
+class Run:
+    """What the tasks of one run share."""
+
+    root: Path
+    force: tuple[str, ...]
+    processes: Processes
+    results: dict[str, Result] = field(default_factory=dict)
+
+
+@flow(name="pipeline", persist_result=False)
+def pipeline(root: Path = Path(), force: tuple[str, ...] = ()) -> State[Any]:
+    """Bring every stage of dvc.yaml at `root` up to date, as `dvc repro` would; independent ones at the same time.
+
+    Args:
+        root: a DVC repository.
+        force: stages to run although nothing they depend on has changed.
+    """
+    root = root.resolve()
+    try:
+        steps = plan(root)
+    except BreedlineError as error:
+        return Failed(message=str(error))
+    artifacts.show_plan(steps)
+    with get_client(sync_client=True) as client:
+        for resource in {resource for step in steps for resource in step.policy.resources}:
+            create_limit(client, resource)
+    with keep_order(root, [step.stage for step in steps]), Processes() as processes:
+        run = Run(root, force, processes)
+        futures: dict[str, Any] = {}
+        for step in steps:
+            upstream = [allow_failure(futures[name]) for name in step.needs]
+            futures[step.stage] = _task(step, run).submit(return_state=False, wait_for=upstream)
+        for future in futures.values():
+            future.wait()
+    results = [run.results.get(step.stage, Result(step.stage, "Failed", why="see its log")) for step in steps]
+    artifacts.show_results(root, steps, [asdict(result) for result in results])
+    failed = [f"{result.stage}: {result.why}" for result in results if result.state == "Failed"]
+    return Failed(message="\n".join(failed)) if failed else Completed(message=_counted(results))
+
+
+def _task(step: Step, run: Run) -> Task[[], State[Any]]:
+    policy = step.policy
+
+    def may_end_better(*_: object) -> bool:
+        result = run.results.get(step.stage)
+        return run.processes.open and result is not None and result.code in policy.retry_on
+
+    return Task(
+        lambda: _bring_up_to_date(step, run),
+        name=step.stage,
+        task_run_name=step.stage,
+        retries=policy.retries,
+        retry_delay_seconds=policy.retry_delay,
+        retry_condition_fn=may_end_better,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+
+
+def _bring_up_to_date(step: Step, run: Run) -> State[Any]:
+    started = time.monotonic()
+    needs = [run.results.get(name, Result(name, "Failed")) for name in step.needs]
+    code, why = 0, "; ".join(step.why)
+    if bad := [need.stage for need in needs if need.state in BAD]:
+        state, why = "Skipped", f"{', '.join(bad)} did not end well"
+    elif step.action is Action.UP_TO_DATE and step.stage not in run.force and all(n.state == "UpToDate" for n in needs):
+        state = "UpToDate"
+    else:
+        with _slots(step.policy.resources, run):
+            ended = run.processes.run(
+                run.root, step.stage, step.policy, get_run_logger().info, force=step.stage in run.force
+            )
+        state, code = ended.state, ended.code
+        if state == "Failed":
+            why = _last_words(ended)
+    run.results[step.stage] = Result(step.stage, state, round(time.monotonic() - started, 1), why, code)
+    # of the type of failures, for Prefect lets nothing go on after a state of the type of cancellations
+    return Failed(name=state, message=why) if state in BAD else Completed(name=state, message=why)
+
+
+def _last_words(ended: Ended) -> str:
+    return "\n".join([f"exit code {ended.code}", *ended.said[-LINES_IN_MESSAGE:]])
+
+
+def _counted(results: list[Result]) -> str:
+    states = [result.state for result in results]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
+@contextlib.contextmanager
+def _slots(resources: list[str], run: Run) -> Iterator[None]:
+    """Hold one slot of each of the concurrency limits; waits for them, but not past the end of the run."""
+    if not resources:
+        yield
+        return
+    # a server that is away for a while must not cost hours of training, hence no end when a lease cannot be renewed
+    options: dict[str, Any] = {"strict": True, "lease_duration": LEASE, "raise_on_lease_renewal_failure": False}
+    with contextlib.ExitStack() as slots:
+        while True:
+            try:
+                slots.enter_context(concurrency(resources, timeout_seconds=5, **options))
+                break
+            except TimeoutError:
+                run.processes.check_open()
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(pipeline(return_state=True).is_failed())

@@ -1,0 +1,123 @@
+"""Publishing as a transaction: the data is on the remote and verified before anybody can see a commit that names it.
+
+A crash between any two steps leaves the branch as it was; the next run finds its results in DVC's cache and goes on.
+"""
+
+import contextlib
+from pathlib import Path
+from typing import NamedTuple
+
+from breedline.errors import BreedlineError
+from flows.repo import Action, Stored, missing, plan, recorded, stored, upload
+from flows.workspace import PARAMS, GitError, Workspace, git
+
+ATTEMPTS = 5
+
+
+class Verified(NamedTuple):
+    """The state of the remote: how many objects it should have, which it lacked and got back, which it lacks for good."""
+
+    objects: int
+    repaired: list[Stored]
+    lost: list[Stored]
+
+    def __str__(self) -> str:
+        return f"{self.objects} objects: {len(self.repaired)} were missing and sent again, {len(self.lost)} are lost"
+
+
+class Lost(BreedlineError):
+    """Somebody else's commit came first, and the two do not go together. The branch is as they left it."""
+
+
+def changed(root: Path) -> bool:
+    """Whether there is anything to publish: a different dvc.lock, params.yaml or metrics."""
+    return git(root, "status", "--porcelain", "--", *_published(root)) != ""
+
+
+def _published(root: Path) -> list[str]:
+    return [path for path in [PARAMS, *recorded(root)] if (root / path).exists()]
+
+
+def verify(root: Path) -> Verified:
+    """Ask the remote for every object that dvc.lock names, and send again from the cache what it lacks.
+
+    Raises:
+        BreedlineError: there is no remote, or one that cannot be verified.
+        NetworkError: it does not answer.
+    """
+    objects = stored(root)
+    lacking = missing(root, objects)
+    upload(root, lacking)
+    lost = missing(root, lacking)
+    return Verified(len(objects), [item for item in lacking if item not in lost], lost)
+
+
+def verified(root: Path) -> Verified:
+    """As `verify`, but raises BreedlineError when anything is lost."""
+    result = verify(root)
+    if result.lost:
+        names = ", ".join(item.name for item in result.lost[:3])
+        raise BreedlineError(
+            f"{len(result.lost)} of {result.objects} objects are neither on the remote nor in the cache ({names}, …): "
+            "nothing was published; run their stages again with `dvc repro --force --single-item`"
+        )
+    return result
+
+
+def commit(workspace: Workspace, message: str) -> str:
+    """Commit dvc.lock, params.yaml and the metrics, and push that to the branch; the new commit's hash.
+
+    Where others have pushed meanwhile, this goes on top of theirs, if then everything is still up to date and on the
+    remote.
+
+    Raises:
+        Lost: it does not go on top of theirs; the branch is as they left it.
+        GitError: git cannot push, for another reason.
+    """
+    root, branch = workspace.root, workspace.branch
+    git(root, "add", "--", *_published(root))
+    git(root, *_author(root), "commit", "--quiet", "--message", message)
+    for _ in range(ATTEMPTS):
+        try:
+            git(root, "push", "--quiet", "origin", f"HEAD:refs/heads/{branch}")
+        except GitError:
+            git(root, "fetch", "--quiet", "origin", str(branch))
+            if _contains(root, "FETCH_HEAD"):
+                raise  # nobody was faster, so it is something else
+            _go_on_top(root, "FETCH_HEAD")
+        else:
+            return git(root, "rev-parse", "--short", "HEAD")
+    raise Lost(f"{branch} moved {ATTEMPTS} times while this was being pushed: run it again")
+
+
+def _author(root: Path) -> list[str]:
+    """Options that name an author where the machine has none."""
+    try:
+        git(root, "var", "GIT_AUTHOR_IDENT")
+    except GitError:
+        return ["-c", "user.name=Breedline", "-c", "user.email=breedline@localhost"]
+    return []
+
+
+def _contains(root: Path, commit: str) -> bool:
+    try:
+        git(root, "merge-base", "--is-ancestor", commit, "HEAD")
+    except GitError:
+        return False
+    return True
+
+
+def _go_on_top(root: Path, commit: str) -> None:
+    try:
+        git(root, *_author(root), "-c", "rebase.autoStash=true", "rebase", "--quiet", commit)
+    except GitError as error:
+        with contextlib.suppress(GitError):  # it may not even have begun
+            git(root, "rebase", "--abort")
+        raise Lost(
+            "another commit has changed the same files meanwhile: nothing was published; run it again"
+        ) from error
+    if stale := [step.stage for step in plan(root) if step.action is not Action.UP_TO_DATE]:
+        raise Lost(
+            f"another commit has changed what {', '.join(stale)} depends on: nothing was published; run it again"
+        )
+    verified(root)

@@ -1,0 +1,141 @@
+"""The unattended run: a private clone, the pipeline, the gate, and the result published as a transaction."""
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect import flow, get_run_logger
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from prefect.tasks import Task
+
+from breedline.errors import BreedlineError, NetworkError
+from breedline.params import load_params
+from flows import publish as transaction
+from flows.artifacts import changes
+from flows.gate import Decision, decide
+from flows.pipeline import pipeline
+from flows.process import Processes
+from flows.repo import Action, check_remote, has_remote, metrics, missing, plan, stored
+from flows.workspace import PARAMS, Workspace, origin_of, override, workspace
+
+T = TypeVar("T")
+RETRIES, RETRY_DELAY = 3, 60
+"""Of what needs the network, and the seconds between."""
+
+
+@flow(name="retrain", persist_result=False)
+def retrain(
+    repository: str | None = None,
+    ref: str = "main",
+    overrides: dict[str, Any] | None = None,
+    force: list[str] | None = None,
+    publish: bool = True,
+) -> State[Any]:
+    """Run the pipeline on a clone, and publish what passes the gate: data to the DVC remote, then a commit.
+
+    Args:
+        repository: what to clone; by default what the folder of this process was cloned from.
+        ref: a branch; or, without `publish`, a tag or commit.
+        overrides: settings to change in params.yaml, such as {"train.epochs": 20}; they are published with the result.
+        force: stages to run although nothing they depend on has changed, such as download.
+        publish: whether to publish at all.
+    """
+    checkout = Path.cwd()
+    try:
+        with workspace(repository or origin_of(checkout), ref, checkout) as clone, Processes() as processes:
+            if publish:
+                if not clone.branch:
+                    raise BreedlineError(f"{ref} is no branch, and only to a branch can be published: name one")
+                check_remote(clone.root)
+            override(clone.root, overrides or {})
+            _as_task("pull", lambda: _pull(clone.root, processes))
+            state = pipeline(clone.root, tuple(force or ()), return_state=True)
+            if not state.is_completed():
+                return Failed(message=state.message)
+            return _publish(clone, processes) if publish else Completed(name="Held", message="publish is off")
+    except BreedlineError as error:
+        return Failed(message=str(error))
+
+
+def _pull(root: Path, processes: Processes) -> str:
+    """Fetch the outputs of the stages that need not run, as far as the remote has them and this machine has not."""
+    stages = [step.stage for step in plan(root, pulled=True) if step.action is Action.RESTORE]
+    if not stages or not has_remote(root):
+        return "nothing to pull"
+    try:
+        _dvc(processes, root, "pull", "--allow-missing", *stages)
+    except NetworkError:
+        if not missing(root, stored(root)):  # else the server is there, and what it has not got can be made again
+            raise
+    return f"pulled what there is of {', '.join(stages)}"
+
+
+def _publish(clone: Workspace, processes: Processes) -> State[Any]:
+    if not transaction.changed(clone.root):
+        return Completed(name="Unchanged", message="everything is as it was published")
+    table = metrics(clone.root)
+    decision = _as_task("gate", lambda: decide(load_params(clone.root / PARAMS).gate, table))
+    if not decision.publish:
+        return Completed(name="Held", message=decision.why)
+    _as_task("push", lambda: _dvc(processes, clone.root, "push"))
+    _as_task("verify", lambda: transaction.verified(clone.root))
+    commit = _as_task("commit", lambda: transaction.commit(clone, _message(decision, table)))
+    return Completed(name="Published", message=f"{commit} on {clone.branch}: {decision.why}")
+
+
+def _message(decision: Decision, table: dict[str, tuple[float | None, float | None]]) -> str:
+    lines = [
+        f"{row['metric']}: {row['committed']} -> {row['now']}"
+        for row in changes(table)
+        if row["committed"] != row["now"]
+    ]
+    return "\n".join([f"Retrain: {decision.why} [skip ci]", "", *lines])
+
+
+def _dvc(processes: Processes, root: Path, *arguments: str) -> str:
+    said: deque[str] = deque(maxlen=3)
+    log = get_run_logger()
+
+    def say(line: str) -> None:
+        log.info(line)
+        said.append(line)
+
+    if code := processes.dvc(root, list(arguments), say):
+        raise NetworkError(f"dvc {arguments[0]} ended with exit code {code}: {' '.join(said)}")
+    return said[-1] if said else ""
+
+
+def _as_task(name: str, work: Callable[[], T]) -> T:
+    """Do `work` as a task, again if the network failed; an expected error is the task's message, and raised here."""
+    results: list[T] = []
+    errors: list[BreedlineError] = []
+
+    def attempt() -> State[Any]:
+        try:
+            results.append(work())
+        except BreedlineError as error:
+            errors.append(error)
+            return Failed(message=str(error))
+        return Completed(message=str(results[-1]))
+
+    def the_network_failed(*_: object) -> bool:
+        return bool(errors) and isinstance(errors[-1], NetworkError)
+
+    state: State[Any] = Task(
+        attempt,
+        name=name,
+        task_run_name=name,
+        retries=RETRIES,
+        retry_delay_seconds=RETRY_DELAY,
+        retry_condition_fn=the_network_failed,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )(return_state=True)
+    if state.is_completed():
+        return results[-1]
+    if errors:
+        raise errors[-1]
+    return state.result()

@@ -1,0 +1,188 @@
+"""The remote, object by object: what it lacks is found, sent again, or reported lost."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from breedline.errors import BreedlineError, NetworkError
+from flows import verify_remote
+from flows.publish import verified, verify
+from flows.repo import check_remote, has_remote, metrics, recorded, stored, upload
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def oids(project: Any) -> dict[str, str]:
+    """The object of each file."""
+    return {item.name: item.oid for item in stored(project.work)}
+
+
+def lose(project: Any, oid: str, *, cached: bool = False) -> None:
+    """Remove an object from the remote, and from the cache too."""
+    project.s3.rm_file(project.remote(oid))
+    if cached:
+        in_cache(project, oid).unlink()
+
+
+def in_cache(project: Any, oid: str) -> Path:
+    return project.work / ".dvc/cache/files/md5" / oid[:2] / oid[2:]
+
+
+def test_what_dvc_lock_names_is_what_dvc_pushed(project: Any, oids: dict[str, str]) -> None:
+    assert set(oids) == {"raw", "raw/a.txt", "raw/b.txt", "models", "models/weights", "models/bundle"}
+    assert set(oids.values()) == project.objects()
+    assert {item.bytes for item in stored(project.work) if item.name == "raw/a.txt"} == {len("a picture\n")}
+    assert verify(project.work) == (6, [], [])
+
+
+def test_a_machine_without_the_cache_knows_the_objects_too(project: Any, oids: dict[str, str]) -> None:
+    objects = stored(project.clone("fresh"))
+    assert {item.name: item.oid for item in objects} == oids
+    assert {item.bytes for item in objects} == {None}
+
+
+def test_a_file_lost_inside_a_folder_is_sent_again_although_dvc_push_misses_it(
+    project: Any, oids: dict[str, str]
+) -> None:
+    lose(project, oids["models/weights"])
+    assert "up to date" in project.run("dvc", "push")
+    assert oids["models/weights"] not in project.objects()
+    result = verify(project.work)
+    assert [item.name for item in result.repaired] == ["models/weights"]
+    assert str(result) == "6 objects: 1 were missing and sent again, 0 are lost"
+    assert set(oids.values()) == project.objects()
+
+
+def test_an_object_of_another_size_is_sent_again(project: Any, oids: dict[str, str]) -> None:
+    project.s3.pipe_file(project.remote(oids["raw/a.txt"]), b"a pic")
+    assert [item.name for item in verify(project.work).repaired] == ["raw/a.txt"]
+    assert project.s3.cat_file(project.remote(oids["raw/a.txt"])) == b"a picture\n"
+
+
+def test_the_list_of_a_folder_is_sent_again(project: Any, oids: dict[str, str]) -> None:
+    lose(project, oids["models"])
+    assert [item.name for item in verify(project.work).repaired] == ["models"]
+    assert set(oids.values()) == project.objects()
+
+
+def test_what_nobody_has_is_lost(project: Any, oids: dict[str, str]) -> None:
+    lose(project, oids["models/weights"], cached=True)
+    lose(project, oids["raw/b.txt"])
+    result = verify(project.work)
+    assert [item.name for item in result.lost] == ["models/weights"]
+    assert [item.name for item in result.repaired] == ["raw/b.txt"]
+    with pytest.raises(BreedlineError, match=r"1 of 6 objects are neither .* \(models/weights.*dvc repro --force"):
+        verified(project.work)
+
+
+def test_a_damaged_object_of_the_cache_is_not_sent(project: Any, oids: dict[str, str]) -> None:
+    lose(project, oids["models/weights"])
+    damaged = in_cache(project, oids["models/weights"])
+    damaged.chmod(0o644)
+    damaged.write_text("damaged")
+    assert [item.name for item in verify(project.work).lost] == ["models/weights"]
+    assert oids["models/weights"] not in project.objects()
+
+
+def test_a_folder_whose_list_nobody_has_is_lost(project: Any, oids: dict[str, str]) -> None:
+    lose(project, oids["models"], cached=True)
+    result = verify(project.work)
+    assert [item.name for item in result.lost] == ["models"]
+    assert result.objects == 4
+
+
+def test_uploading_says_what_it_could_not(project: Any, oids: dict[str, str]) -> None:
+    objects = stored(project.work)
+    lose(project, oids["models/weights"], cached=True)
+    assert [item.name for item in upload(project.work, objects)] == ["models/weights"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "code", "said"),
+    [
+        ([], 0, ["6 objects: 0 were missing and sent again, 0 are lost"]),
+        ([False], 0, ["models/weights ({oid}): sent again", "6 objects: 1 were missing and sent again, 0 are lost"]),
+        (
+            [True],
+            1,
+            [
+                "models/weights ({oid}): lost: in no cache either",
+                "6 objects: 0 were missing and sent again, 1 are lost",
+            ],
+        ),
+    ],
+)
+def test_the_command_line_says_what_it_found_and_did(
+    project: Any,
+    oids: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+    lost: list[bool],
+    code: int,
+    said: list[str],
+) -> None:
+    for cached in lost:
+        lose(project, oids["models/weights"], cached=cached)
+    assert verify_remote.main() == code
+    assert capsys.readouterr().out.splitlines() == [line.format(oid=oids["models/weights"]) for line in said]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_server_that_is_away_is_one_line_and_75(project: Any, monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    config = project.work / ".dvc/config"
+    config.write_text(re.sub("endpointurl = .*", "endpointurl = http://127.0.0.1:9", config.read_text()))
+    if not cached:
+        shutil.rmtree(".dvc/cache")
+    done = subprocess.run([sys.executable, "-m", "flows.verify_remote"], text=True, capture_output=True)
+    assert done.returncode == 75, done.stderr
+    assert done.stdout == ""
+    assert re.fullmatch("error: DVC remote: .*\n", done.stderr)
+
+
+def test_a_bucket_that_is_not_there_is_one_line(project: Any) -> None:
+    config = project.work / ".dvc/config"
+    config.write_text(re.sub("s3://.*", "s3://nowhere", config.read_text()))
+    with pytest.raises(BreedlineError, match=r"DVC remote.*\.dvc/config") as error:
+        verify(project.work)
+    assert not isinstance(error.value, NetworkError)
+
+
+@pytest.mark.parametrize("setting", ["version_aware", "worktree"])
+def test_a_remote_that_keeps_files_by_name_is_refused(project: Any, setting: str) -> None:
+    with (project.work / ".dvc/config").open("a") as config:
+        config.write(f"{setting} = true\n")
+    for refuse in (check_remote, verify):
+        with pytest.raises(BreedlineError, match="the DVC remote store keeps files by name"):
+            refuse(project.work)
+
+
+def test_no_remote(project: Any) -> None:
+    assert has_remote(project.work)
+    check_remote(project.work)
+    (project.work / ".dvc/config").write_text("")
+    assert not has_remote(project.work)
+    for refuse in (check_remote, verify):
+        with pytest.raises(BreedlineError, match="remote"):
+            refuse(project.work)
+
+
+def test_what_git_keeps_of_a_run(project: Any) -> None:
+    assert recorded(project.work) == ["dvc.lock", "metrics/evaluate.json", ".gitignore"]
+
+
+def test_metrics_are_those_of_the_last_commit_and_the_present_ones(project: Any) -> None:
+    name = "metrics/evaluate.json:test.accuracy"
+    old = 1 - 1 / 13
+    assert metrics(project.work) == {name: (old, old)}
+    (project.work / "metrics/evaluate.json").write_text('{"test": {"accuracy": 0.5, "note": "a word"}}')
+    assert metrics(project.work) == {name: (old, 0.5)}
+    (project.work / "metrics/evaluate.json").unlink()
+    assert metrics(project.work) == {name: (old, None)}
