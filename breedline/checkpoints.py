@@ -100,15 +100,15 @@ class Resume(Callback):
 
 
 def _state(learn: Learner) -> dict[str, Any]:
-    """All that decides how the training goes on: model, optimizer, every source of chance; and the loss's moving average."""
-    optimizer, average = learn.opt.state_dict(), learn.recorder.smooth_loss
+    """All that decides how the training goes on: model, optimizer, every source of chance; and the loss's moving average.
+
+    The optimizer's hyper-parameters are not among it: the schedule sets them at every step.
+    """
+    average = learn.recorder.smooth_loss
     name, words, *rest = np.random.get_state(legacy=True)
     return {
         "model": learn.model.state_dict(),
-        "optimizer": {
-            "state": [dict(entry) for entry in optimizer["state"]],
-            "hypers": [{name: float(value) for name, value in entry.items()} for entry in optimizer["hypers"]],
-        },
+        "optimizer": learn.opt.state_dict()["state"],
         "average": {"val": average.val.as_subclass(torch.Tensor), "count": average.count},
         "chance": {
             "python": random.getstate(),
@@ -121,13 +121,8 @@ def _state(learn: Learner) -> dict[str, Any]:
 
 
 def _restore(learn: Learner, state: dict[str, Any]) -> None:
-    device = learn.dls.device
     learn.model.load_state_dict(state["model"])
-    optimizer = state["optimizer"]
-    entries = [
-        {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in e.items()} for e in optimizer["state"]
-    ]
-    learn.opt.load_state_dict({"state": entries, "hypers": optimizer["hypers"]})
+    learn.opt.load_state_dict({**learn.opt.state_dict(), "state": state["optimizer"]})
     vars(learn.recorder.smooth_loss).update(state["average"])
     chance = state["chance"]
     random.setstate(chance["python"])

@@ -9,13 +9,13 @@ import difflib
 import json
 import logging
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import pandas as pd
 import timm
 import torch
 from fastai.callback.channelslast import ChannelsLast
@@ -24,10 +24,12 @@ from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import FuncSplitter, IntToFloatTensor, Normalize
-from fastai.learner import Learner
+from fastai.learner import AvgLoss, AvgMetric, AvgSmoothLoss, Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastai.vision.augment import Resize, aug_transforms
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import find_bs
+from fastai.vision.augment import RandomResizedCropGPU, Resize, aug_transforms
 from fastai.vision.core import PILImage
 from fastai.vision.learner import create_body, create_timm_model, create_vision_model, default_split, model_meta
 from fasttransform import Transform
@@ -36,6 +38,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from breedline.errors import BreedlineError
+from breedline.items import Item
 from breedline.params import WEIGHTS_NOTE, Augment
 from breedline.shards import PRESIZED_COLUMNS, ShardSet
 
@@ -44,27 +47,6 @@ log = logging.getLogger("breedline")
 TORCHVISION = {arch.__name__: arch for arch in model_meta if not arch.__name__.startswith("xresnet")}
 """The torchvision architectures that fastai knows how to cut into body and head."""
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-@dataclass(frozen=True)
-class Item:
-    """One labelled, presized image: what it is, and where its bytes lie."""
-
-    name: str
-    label: str
-    split: str
-    sha256: str = field(repr=False)
-    shard: str = field(repr=False)
-    offset: int = field(repr=False)
-    size: int = field(repr=False)
-
-
-def load_items(presized: Path, labels: pd.DataFrame) -> list[Item]:
-    """The labelled images that could be decoded, in the order of `labels` (name, label, split, sha256)."""
-    index = ShardSet(presized, PRESIZED_COLUMNS).index.drop_duplicates("origin")
-    where = index.set_index("origin")[["shard", "offset", "size"]]
-    table = labels[["name", "label", "split", "sha256"]].join(where, on="sha256", how="inner")
-    return [Item(*row) for row in table.itertuples(index=False)]
 
 
 class OpenImage(Transform):
@@ -87,18 +69,26 @@ class Geometry:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def most(self) -> int:
+        """Pixels of the shorter side of an image that are worth keeping: more would be skipped by the interpolation.
+
+        The factor is that of fastai, whose transforms reduce what is larger before they interpolate.
+        """
+        return min(self.item_size, 2 * self.size)
+
 
 def data_block(presized: Path, classes: list[str], geometry: Geometry, augment: Augment) -> DataBlock:
     """From items to normalised batches; the images of split `valid` are the validation set."""
     augmentations = aug_transforms(
-        size=geometry.size,
-        min_scale=augment.min_scale,
         do_flip=augment.flip,
         max_rotate=augment.max_rotate,
         max_zoom=augment.max_zoom,
         max_warp=augment.max_warp,
         max_lighting=augment.max_lighting,
     )
+    # not left to aug_transforms, which forgets the size where nothing else is asked of it
+    window = RandomResizedCropGPU(geometry.size, min_scale=augment.min_scale, ratio=(1, 1))
     return DataBlock(
         blocks=(
             TransformBlock(type_tfms=OpenImage(presized), batch_tfms=IntToFloatTensor),
@@ -107,7 +97,7 @@ def data_block(presized: Path, classes: list[str], geometry: Geometry, augment: 
         get_y=attrgetter("label"),
         splitter=FuncSplitter(_is_valid),
         item_tfms=Resize(geometry.item_size),
-        batch_tfms=[*augmentations, Normalize.from_stats(geometry.mean, geometry.std)],
+        batch_tfms=[*augmentations, window, Normalize.from_stats(geometry.mean, geometry.std)],
     )
 
 
@@ -221,14 +211,63 @@ def pick_precision(wanted: str, device: torch.device) -> str:
     return wanted
 
 
+def prefer_speed(device: torch.device) -> None:
+    """On a GPU, let cuDNN choose its fastest algorithms and fp32 products use TF32: other roundings, from run to run."""
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
+        torch.set_float32_matmul_precision("high")
+
+
+class DeviceLoss(AvgLoss):
+    """fastai's average, left on the device until the epoch ends, so that no step waits for the one before it."""
+
+    def accumulate(self, learn: Learner) -> None:
+        images = find_bs(learn.yb)
+        self.total += learn.loss.detach().mean() * images
+        self.count += images
+
+
+class DeviceSmoothLoss(AvgSmoothLoss):
+    """fastai's moving average, left on the device."""
+
+    val: torch.Tensor
+
+    def accumulate(self, learn: Learner) -> None:
+        loss = learn.loss.detach().mean()
+        self.count += 1
+        self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
+
+
+class DeviceMetric(AvgMetric):
+    """fastai's average of a metric, left on the device."""
+
+    def accumulate(self, learn: Learner) -> None:
+        images = find_bs(learn.yb)
+        self.total += self.func(learn.pred, *learn.yb) * images
+        self.count += images
+
+
 def create_learner(
     dls: DataLoaders, model: nn.Module, arch: str, loss: Any, *, precision: str = "fp32", channels_last: bool = False
 ) -> Learner:
-    """A Learner with fastai's defaults and the layer groups of `arch`, in `precision` (bf16, fp16 or fp32)."""
+    """A Learner with the layer groups of `arch`, in `precision` (bf16, fp16 or fp32).
+
+    The optimizer is torch's fused AdamW with the settings of fastai's Adam. Unlike that, it lets the weights of
+    normalisation layers and biases decay, too.
+    """
     callbacks: list[Callback] = [ChannelsLast()] if channels_last else []
     if precision != "fp32":
         callbacks.append(MixedPrecision(amp_mode=AMPMode.BF16 if precision == "bf16" else AMPMode.FP16))
     splitter = model_meta[TORCHVISION[arch]]["split"] if arch in TORCHVISION else default_split
-    learn = Learner(dls, model, loss_func=loss, splitter=splitter, metrics=accuracy, cbs=callbacks)
-    learn.model.to(dls.device)
+    adam = partial(torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, fused=True)
+    learn = Learner(
+        dls,
+        model.to(dls.device),
+        loss_func=loss,
+        opt_func=partial(OptimWrapper, opt=adam),
+        splitter=splitter,
+        metrics=DeviceMetric(accuracy),
+        cbs=callbacks,
+    )
+    learn.recorder.loss, learn.recorder.smooth_loss = DeviceLoss(), DeviceSmoothLoss()
     return learn

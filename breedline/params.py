@@ -171,8 +171,10 @@ class Train(_Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"]
     """`auto`: bf16 on a GPU that has it, else fp16 on CUDA, else fp32."""
     channels_last: bool
-    num_workers: int = Field(ge=0)
-    """Loader processes; 0 repeats bit for bit."""
+    data: Literal["auto", "gpu", "ram", "disk"]
+    """Where the decoded images stay; `auto`: on the GPU if they fit, else in memory, else they are decoded each time."""
+    deterministic: bool
+    """On a GPU: equal numbers in every run, at some cost in speed. A CPU's are always equal."""
     seed: int
 
 

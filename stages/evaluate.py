@@ -13,15 +13,21 @@ from breedline.bundle import BundleSpec, load_bundle
 from breedline.edge import run
 from breedline.errors import BreedlineError
 from breedline.files import new_folder, read_csv, write_csv, write_json
-from breedline.learner import Item, create_learner, data_block, load_items, loss_function, pick_device
+from breedline.items import Item, load_items
+from breedline.learner import data_block, loss_function, pick_device
+from breedline.loader import View
 from breedline.metrics import confused_pairs, per_class, summary
 from breedline.params import Evaluate
 from breedline.pictures import sheet_picture
+from breedline.pixels import Store
+from breedline.progress import progress
 from breedline.shards import PRESIZED_COLUMNS, ShardSet
 
 log = logging.getLogger("breedline")
 SEED = 0
 """Of the augmented views."""
+PLAIN_WEIGHT = 0.25
+"""Of the image as it is among its augmented views."""
 
 
 def evaluate(params: Evaluate, bundle: Path, presized: Path, labels: Path, *, metrics: Path, report: Path) -> None:
@@ -49,7 +55,7 @@ def evaluate(params: Evaluate, bundle: Path, presized: Path, labels: Path, *, me
         chosen = [item for item in items if item.split == split]
         if not chosen:
             continue
-        probabilities = predict(params, model, spec, presized, items, chosen)
+        probabilities = predict(params, model, spec, presized, chosen)
         target = np.array([spec.classes.index(item.label) for item in chosen])
         numbers[split] = summary(probabilities, target, params.top_k)
         if spec.loss == "bce":
@@ -62,20 +68,29 @@ def evaluate(params: Evaluate, bundle: Path, presized: Path, labels: Path, *, me
 
 
 def predict(
-    params: Evaluate, model: torch.nn.Module, spec: BundleSpec, presized: Path, items: list[Item], chosen: list[Item]
+    params: Evaluate, model: torch.nn.Module, spec: BundleSpec, presized: Path, chosen: list[Item]
 ) -> np.ndarray:
-    """The probability of each class for each of `chosen`: (images, classes), in their order."""
+    """The probability of each class for each of `chosen`: (images, classes), in their order.
+
+    With test-time augmentation it is fastai's weighted mean: a quarter the plain view, the rest the augmented ones.
+    All views of some images make one batch, so that each image is decoded once.
+    """
+    device = pick_device()
     block = data_block(presized, spec.classes, spec.geometry, spec.augment)
-    dls = block.dataloaders(items, bs=params.batch_size, num_workers=0, device=pick_device())
-    learn = create_learner(dls, model, spec.arch, loss_function(spec.loss))
-    loader = dls.test_dl(chosen, with_labels=True)
-    with learn.no_bar(), learn.no_logging():
-        if params.tta:
-            set_seed(SEED)
-            probabilities, _ = learn.tta(dl=loader, n=params.tta)
-        else:
-            probabilities, _ = learn.get_preds(dl=loader)
-    return probabilities.double().numpy()
+    view, store = View(block.item_tfms, block.batch_tfms), Store(presized, device, spec.geometry.most)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    activation = loss_function(spec.loss).activation
+    splits = [1] + [0] * params.tta  # fastai's number of a split decides whether a view is a random one
+    at_once = max(1, params.batch_size // len(splits))
+    set_seed(SEED)
+    found = []
+    with torch.inference_mode(), progress("evaluate (images)", len(chosen)) as advance:
+        for pixels in store.batches(chosen[first : first + at_once] for first in range(0, len(chosen), at_once)):
+            batch = torch.cat([view.finished(pixels, device, split) for split in splits])
+            plain, *augmented = activation(model(batch).float()).chunk(len(splits))
+            found.append(torch.lerp(torch.stack(augmented).mean(0), plain, PLAIN_WEIGHT) if augmented else plain)
+            advance(len(plain))
+    return torch.cat(found).double().cpu().numpy()
 
 
 def _report(

@@ -1,6 +1,7 @@
 """Fine-tune a classifier on the presized images: fastai's `fine_tune`, its two phases spelled out."""
 
 import contextlib
+import gc
 import logging
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from dvclive import Live
 from fastai.callback.schedule import minimum, steep, valley
+from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
@@ -18,21 +20,23 @@ from breedline.checkpoints import Checkpoints, Resume
 from breedline.edge import run
 from breedline.errors import BreedlineError
 from breedline.files import read_csv, sha256_of, sha256_of_code, write_json
+from breedline.items import Item, load_items
 from breedline.learner import (
     Geometry,
-    Item,
     create_learner,
     create_model,
     data_block,
-    load_items,
     load_weights,
     loss_function,
     pick_device,
     pick_precision,
+    prefer_speed,
     statistics,
 )
+from breedline.loader import PixelsDL
 from breedline.params import WEIGHTS_NOTE, Train
 from breedline.pictures import batch_picture, finder_picture, loss_picture, schedule_picture
+from breedline.pixels import Store
 from breedline.progress import progress
 from breedline.report import Report
 from breedline.shards import INDEX
@@ -67,29 +71,7 @@ def train(
     classes = sorted(table["label"].unique())
     _check(items, classes)
     device = pick_device()
-    precision = pick_precision(params.precision, device)
-
-    set_seed(params.seed, reproducible=True)
-    model = create_model(params.arch, len(classes))
-    pretrained = load_weights(model, params.arch, weights)
     geometry = Geometry(item_size, params.image_size, *statistics(params.arch))
-    block = data_block(presized, classes, geometry, params.augment)
-    in_training = sum(item.split == "train" for item in items)
-    dls = block.dataloaders(
-        items, bs=min(params.batch_size, in_training), num_workers=params.num_workers, device=device
-    )
-    loss = loss_function(params.loss, params.label_smoothing)
-    learn = create_learner(dls, model, params.arch, loss, precision=precision, channels_last=params.channels_last)
-    log.info(
-        "train: %s, %s, %d classes, %d images and %d to validate, on %s in %s",
-        *(params.arch, "pretrained" if pretrained else "from scratch", len(classes)),
-        *(in_training, len(items) - in_training, _name(device), precision),
-    )
-
-    shutil.rmtree(report, ignore_errors=True)  # written in place, so that it can be watched
-    report.mkdir(parents=True)
-    _describe(block, items, report / "datablock.txt")
-    batch_picture(dls, report / "show_batch.png")
     data = {"labels": labels, "presized": presized / INDEX, "weights": weights / WEIGHTS_NOTE}
     spec = BundleSpec(
         arch=params.arch,
@@ -100,22 +82,66 @@ def train(
         data={name: sha256_of(path) for name, path in data.items()},
         code=sha256_of_code(),
     )
+    precision = pick_precision(params.precision, device)
     checkpoints = Checkpoints(
-        {
-            "params": params.model_dump(),
-            "spec": spec.model_dump(),
-            "on": [_name(device), precision, torch.__version__],
-        }
+        {"params": params.model_dump(), "spec": spec.model_dump(), "on": [_name(device), precision, torch.__version__]}
     )
-    base_lr, rules = _base_lr(params, learn, checkpoints, report)
-    set_seed(params.seed, reproducible=True)
-    followed = _fit(learn, params, base_lr, checkpoints, report / "live")
+    block = data_block(presized, classes, geometry, params.augment)
+    store = Store(presized, device, most=geometry.most)
+    store.keep(items, params.data)
+
+    def make_learner(batch_size: int) -> Learner:
+        _seed(params, device)
+        model = create_model(params.arch, len(classes))
+        pretrained = load_weights(model, params.arch, weights)
+        dls = block.dataloaders(items, bs=batch_size, device=device, dl_type=PixelsDL, store=store)
+        log.info(
+            "train: %s, %s, %d classes, %d images and %d to validate, on %s in %s",
+            *(params.arch, "pretrained" if pretrained else "from scratch", len(classes)),
+            *(len(dls.train_ds), len(dls.valid_ds), _name(device), precision),
+        )
+        loss = loss_function(params.loss, params.label_smoothing)
+        return create_learner(dls, model, params.arch, loss, precision=precision, channels_last=params.channels_last)
+
+    shutil.rmtree(report, ignore_errors=True)  # written in place, so that it can be watched
+    report.mkdir(parents=True)
+    _describe(block, items, report / "datablock.txt")
+    batch_size = min(params.batch_size, sum(item.split == "train" for item in items))
+    part = checkpoints.noted("part") or batch_size
+    while True:
+        learn = make_learner(part)
+        if part < batch_size:
+            learn.add_cb(GradientAccumulation(batch_size))
+        batch_picture(learn.dls, report / "show_batch.png")
+        try:
+            base_lr, rules = _base_lr(params, learn, checkpoints, report)
+            _seed(params, device)
+            followed = _fit(learn, params, base_lr, checkpoints, report / "live")
+            break
+        except torch.OutOfMemoryError:
+            if part == 1:
+                raise BreedlineError(
+                    f"one image of {params.image_size} pixels is too much for {_name(device)}: "
+                    "choose a smaller train.image_size or train.arch"
+                ) from None
+        part = -(-part // 2)
+        checkpoints.note("part", part)
+        log.warning("train: out of memory: batches of %d from now on in parts of %d", batch_size, part)
+        del learn
+        gc.collect()
+        torch.cuda.empty_cache()
     loss_picture(followed.history, report / "loss.png")
     schedule_picture(followed.schedule, report / "schedule.png")
     last = {name: value for name, value in followed.history[-1].items() if name != "learning_rate"}
     write_json({**last, "epochs": len(followed.history), "base_lr": base_lr, "lr_find": rules}, metrics)
     save_bundle(bundle, learn.model, spec)
     checkpoints.clear()
+
+
+def _seed(params: Train, device: torch.device) -> None:
+    set_seed(params.seed, reproducible=True)
+    if not params.deterministic:
+        prefer_speed(device)
 
 
 def _fit(learn: Learner, params: Train, base_lr: float, checkpoints: Checkpoints, folder: Path) -> Report:

@@ -18,7 +18,10 @@ from safetensors.torch import load_file
 
 from breedline.errors import BreedlineError
 from breedline.files import sha256_of
-from breedline.learner import Geometry, create_learner, create_model, data_block, load_items, loss_function
+from breedline.items import load_items
+from breedline.learner import Geometry, create_learner, create_model, data_block, loss_function
+from breedline.loader import PixelsDL
+from breedline.pixels import Store
 from breedline.report import Report
 from stages.train import fine_tune
 
@@ -28,6 +31,10 @@ Width = Callable[[Path], int]
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "bundle/model.safetensors")
+
+
+def _images(pipeline: Pipeline, split: str) -> int:
+    return int((pd.read_csv(pipeline.path("labels.csv"))["split"] == split).sum())
 
 
 def test_it_learns(trained: Path) -> None:
@@ -73,9 +80,11 @@ def test_the_phases_are_those_of_fine_tune(pipeline: Pipeline, monkeypatch: pyte
     geometry = Geometry(40, 32, (0.5,) * 3, (0.25,) * 3)
     block = data_block(pipeline.path("presized"), ["blue", "green", "red"], geometry, pipeline.params.train.augment)
 
+    store = Store(pipeline.path("presized"), torch.device("cpu"), geometry.most)
+
     def train(run: Any) -> dict[str, torch.Tensor]:
         set_seed(1, reproducible=True)
-        dls = block.dataloaders(items, bs=16, num_workers=0, device=torch.device("cpu"))
+        dls = block.dataloaders(items, bs=16, device=torch.device("cpu"), dl_type=PixelsDL, store=store)
         learn = create_learner(dls, create_model("resnet18", 3), "resnet18", loss_function("cross_entropy"))
         with learn.no_bar(), learn.no_logging():
             run(learn)
@@ -218,12 +227,49 @@ def test_a_loss_of_its_own_for_each_class(pipeline: Pipeline, tmp_path: Path) ->
     assert json.loads((folder / "bundle/model.json").read_text())["loss"] == "bce"
 
 
-@pytest.mark.slow
-def test_loader_processes_and_a_precision_that_the_machine_may_not_have(pipeline: Pipeline, tmp_path: Path) -> None:
-    with _start(pipeline, tmp_path, precision="bf16", num_workers=2) as process:
-        said = process.communicate()[1]
-    assert process.returncode == 0, said
-    assert json.loads((tmp_path / "train.json").read_text())["accuracy"] > 0.9
+def test_a_precision_and_a_place_for_the_images_that_the_machine_may_not_have(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    folder = pipeline.train(tmp_path, precision="bf16", data="gpu")
+    assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
+
+
+def test_where_the_images_are_kept_changes_no_number(pipeline: Pipeline, trained: Path, tmp_path: Path) -> None:
+    _assert_same(trained, pipeline.train(tmp_path, data="disk"), "report/show_batch.png")
+
+
+def test_a_batch_that_is_too_much_is_trained_on_in_parts(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps, sizes = [], set()
+
+    def too_much(report: Report) -> None:
+        sizes.add(len(report.learn.yb[0]))
+        if report.training and len(report.learn.yb[0]) > 4:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Report, "after_pred", too_much, raising=False)
+    monkeypatch.setattr(Report, "after_step", lambda report: steps.append(report.epoch), raising=False)
+    caplog.set_level("INFO")
+    folder = pipeline.train(tmp_path, batch_size=16)
+    assert [message for message in caplog.messages if "out of memory" in message] == [
+        "train: out of memory: batches of 16 from now on in parts of 8",
+        "train: out of memory: batches of 16 from now on in parts of 4",
+    ]
+    assert sizes == {16, 8, 4}
+    assert len(steps) == 3 * (_images(pipeline, "train") // 16)
+    assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
+
+
+def test_an_image_that_is_too_much_by_itself(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(report: Report) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Report, "after_pred", too_much, raising=False)
+    with pytest.raises(BreedlineError, match=r"one image of 32 pixels is too much for the CPU.*train.image_size"):
+        pipeline.train(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,182 @@
+"""Decoded images: where their pixels are kept, and how they get to the device.
+
+Images of any size lie end to end in one array, so that nothing is padded and a batch is a list of places in it. They
+are decoded once, by threads (decoders let go of Python's lock), and stay on the GPU where they fit, else in memory;
+where they fit nowhere, the next batches are decoded while one is trained on.
+"""
+
+import io
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+
+from breedline.errors import BreedlineError
+from breedline.items import Item
+from breedline.progress import progress
+from breedline.shards import PRESIZED_COLUMNS, ShardSet
+
+log = logging.getLogger("breedline")
+
+HEADROOM = 0.5
+"""The part of what is free that the images may take where `train.data` is auto: the model wants room, too."""
+CHUNK = 256
+"""Images that are decoded before they go where they are kept."""
+AHEAD = 2
+"""Batches that are fetched while one is trained on."""
+PLACES = {"gpu": "on the GPU", "ram": "in memory"}
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class Pixels(NamedTuple):
+    """Images of any size, end to end."""
+
+    values: torch.Tensor
+    """(pixels,) int32, each the four bytes R, G, B and one that means nothing."""
+    start: torch.Tensor
+    """(images,) int64, the number of the image's first pixel; on the CPU, like the two others."""
+    height: torch.Tensor
+    width: torch.Tensor
+
+    def take(self, rows: Sequence[int]) -> "Pixels":
+        """Some of the images, where they are."""
+        return Pixels(self.values, self.start[rows], self.height[rows], self.width[rows])
+
+    def gather(self, rows: Sequence[int]) -> "Pixels":
+        """Some of the images, copied end to end."""
+        few = self.take(rows)
+        counts = few.height * few.width
+        values = torch.empty(int(counts.sum()), dtype=torch.int32, pin_memory=self.values.is_pinned())
+        for piece, start in zip(torch.split(values, counts.tolist()), few.start.tolist(), strict=True):
+            piece.copy_(self.values[start : start + len(piece)])
+        return few._replace(values=values, start=counts.cumsum(0) - counts)
+
+
+class Store:
+    """Gives the pixels of items, from wherever they are kept."""
+
+    def __init__(self, folder: Path, device: torch.device, most: int) -> None:
+        """Of a presized shard set, its images reduced to `most` pixels of the shorter side where they are larger."""
+        self.images = ShardSet(folder, PRESIZED_COLUMNS)
+        self.device, self.most = device, most
+        self._threads = ThreadPoolExecutor(min(32, os.cpu_count() or 1), "decode")
+        self._kept: Pixels | None = None
+        self._rows: dict[Item, int] = {}
+
+    def keep(self, items: Sequence[Item], wanted: str) -> None:
+        """Decode the items now, to have them at hand: on the gpu, in ram, or (auto) where there is room.
+
+        Raises:
+            BreedlineError: there is no room for them where they are wanted.
+        """
+        places = self._places(items)
+        counts = places[1] * places[2]
+        gigabytes = int(counts.sum()) * 4 / 1e9
+        where, why = choose(wanted, gigabytes, self.device)
+        log.info("train: %d images, %.2g GB when decoded: %s", len(items), gigabytes, why)
+        if where == "disk":
+            return
+        device = self.device if where == "gpu" else torch.device("cpu")
+        pin = device != self.device and self.device.type == "cuda"
+        values = torch.empty(int(counts.sum()), dtype=torch.int32, device=device, pin_memory=pin)
+        with progress("train (decoding images)", len(items)) as advance:
+            for first in range(0, len(items), CHUNK):
+                some = self._decode(items[first : first + CHUNK], advance).values
+                values[places[0][first] :][: len(some)] = some.to(device)
+        self._kept = Pixels(values, *places)
+        self._rows = {item: row for row, item in enumerate(items)}
+
+    def batches(self, chunks: Iterable[Sequence[Item]]) -> Iterator[Pixels]:
+        """The pixels of each chunk of items, on the device, fetched ahead of their use."""
+        with ThreadPoolExecutor(1, "fetch") as fetcher:
+            coming: deque[Future[Pixels]] = deque()
+            for chunk in chunks:
+                coming.append(fetcher.submit(self._load, chunk))
+                if len(coming) > AHEAD:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+
+    def _load(self, items: Sequence[Item]) -> Pixels:
+        if self._kept is None or not all(item in self._rows for item in items):
+            few = self._decode(items)
+        else:
+            rows = [self._rows[item] for item in items]
+            if self._kept.values.device == self.device:
+                return self._kept.take(rows)
+            few = self._kept.gather(rows)
+        return few._replace(values=send(few.values, self.device))
+
+    def _decode(self, items: Sequence[Item], advance: Callable[[int], None] = lambda pieces: None) -> Pixels:
+        start, height, width = self._places(items)
+        values = torch.empty(int((height * width).sum()), dtype=torch.int32, pin_memory=self.device.type == "cuda")
+        raw = values.numpy().view(np.uint8).reshape(-1, 4)
+
+        def one(item: Item, first: int) -> None:
+            height, width = self._shape(item)
+            with Image.open(io.BytesIO(self.images.read(item.shard, item.offset, item.size))) as image:
+                picture = image.convert("RGB")
+            if picture.height != height:
+                picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+            raw[first : first + height * width] = np.asarray(picture.convert("RGBX")).reshape(-1, 4)
+
+        for _ in self._threads.map(one, items, start.tolist()):
+            advance(1)
+        return Pixels(values, start, height, width)
+
+    def _places(self, items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        height, width = torch.tensor([self._shape(item) for item in items], dtype=torch.int64).unbind(1)
+        counts = height * width
+        return counts.cumsum(0) - counts, height, width
+
+    def _shape(self, item: Item) -> tuple[int, int]:
+        """Height and width when decoded."""
+        scale = min(1, self.most / min(item.height, item.width))
+        return round(item.height * scale), round(item.width * scale)
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; a GPU's is on its way, and nothing waits for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def choose(wanted: str, gigabytes: float, device: torch.device) -> tuple[str, str]:
+    """Where to keep images of so many decoded gigabytes: gpu, ram or disk, and why in words.
+
+    Raises:
+        BreedlineError: there is no room for them where they are wanted.
+    """
+    if wanted == "disk":
+        return "disk", "decoded anew in every epoch, as train.data says"
+    free = {"ram": _free_memory() / 1e9}
+    if device.type == "cuda":
+        free = {"gpu": torch.cuda.mem_get_info(device)[0] / 1e9, **free}
+    said = " and ".join(f"{room:.1f} GB {PLACES[place]}" for place, room in free.items()) + " are free"
+    if wanted in free:
+        if gigabytes > free[wanted]:
+            raise BreedlineError(f"train.data {wanted}: {gigabytes:.1f} GB of images, and {said}; auto finds a place")
+        return wanted, f"kept {PLACES[wanted]}, as train.data says ({said})"
+    if wanted == "gpu":
+        said += ", and there is no CUDA GPU"
+    for place, room in free.items():
+        if gigabytes <= HEADROOM * room:
+            return place, f"kept {PLACES[place]} ({said})"
+    return "disk", f"decoded anew in every epoch ({said}, and half of it is the most that they may take)"
+
+
+def _free_memory() -> int:
+    """Bytes that can be had without swapping; in a container, of its own limit."""
+    available: int = psutil.virtual_memory().available
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except FileNotFoundError:  # no cgroup of version 2
+        return available
+    return available if limit == "max" else min(available, int(limit) - int(used))

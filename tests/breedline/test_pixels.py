@@ -1,0 +1,131 @@
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import breedline.pixels
+from breedline.errors import BreedlineError
+from breedline.items import Item
+from breedline.pixels import Pixels, Store, choose
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+Presized = Callable[..., tuple[Path, list[Item]]]
+
+
+def images(pixels: Pixels) -> list[np.ndarray]:
+    """Each image's (height, width, 3)."""
+    values = pixels.values.numpy().view(np.uint8).reshape(-1, 4)[:, :3]
+    places = zip(pixels.start.tolist(), pixels.height.tolist(), pixels.width.tolist(), strict=True)
+    return [values[start : start + height * width].reshape(height, width, 3) for start, height, width in places]
+
+
+def decoded(store: Store, item: Item) -> Image.Image:
+    return Image.open(io.BytesIO(store.images.read(item.shard, item.offset, item.size)))
+
+
+@pytest.mark.parametrize("kept", ["ram", "disk", "auto"])
+@pytest.mark.parametrize("chunk", [2, 256])
+def test_the_pixels_are_those_of_the_files(
+    presized: Presized, monkeypatch: pytest.MonkeyPatch, kept: str, chunk: int
+) -> None:
+    monkeypatch.setattr(breedline.pixels, "CHUNK", chunk)
+    folder, items = presized([(20, 30), (31, 17), (1, 5), (8, 8), (50, 9)])
+    store = Store(folder, CPU, 64)
+    store.keep(items, kept)
+    order = [items[3], items[0], items[4], items[2], items[1]]
+    batches = list(store.batches([order[:2], order[2:4], order[4:]]))
+    found = [image for batch in batches for image in images(batch)]
+    assert [image.shape[:2] for image in found] == [(item.height, item.width) for item in order]
+    for image, item in zip(found, order, strict=True):
+        assert np.array_equal(image, np.asarray(decoded(store, item))), item
+
+
+def test_images_that_are_not_at_hand_are_fetched(presized: Presized) -> None:
+    folder, items = presized([(20, 30), (31, 17), (8, 8)])
+    store = Store(folder, CPU, 64)
+    store.keep(items[:1], "ram")
+    (batch,) = store.batches([items])
+    assert [image.shape[:2] for image in images(batch)] == [(30, 20), (17, 31), (8, 8)]
+
+
+def test_larger_images_are_reduced(presized: Presized) -> None:
+    folder, items = presized([(40, 80), (60, 45), (16, 90)])
+    store = Store(folder, CPU, 20)
+    (batch,) = store.batches([items])
+    found = images(batch)
+    assert [image.shape[:2] for image in found] == [(40, 20), (20, 27), (90, 16)]
+    wanted = decoded(store, items[0]).resize((20, 40), Image.Resampling.BILINEAR)
+    assert np.array_equal(found[0], np.asarray(wanted))
+
+
+def test_copied_images_are_the_same_images(presized: Presized) -> None:
+    folder, items = presized([(20, 30), (31, 17), (1, 5)])
+    (pixels,) = Store(folder, CPU, 64).batches([items])
+    few = pixels.gather([2, 0])
+    assert len(few.values) == 5 + 600
+    for one, other in zip(images(few), images(pixels.take([2, 0])), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_a_decoder_s_error_reaches_the_user_of_the_batch(presized: Presized) -> None:
+    folder, items = presized([(20, 30), (31, 17)])
+    volume = folder / items[0].shard
+    volume.write_bytes(volume.read_bytes().replace(b"IHDR", b"IHXR"))
+    with pytest.raises(OSError, match="cannot identify image file"):
+        list(Store(folder, CPU, 64).batches([items]))
+
+
+class Free(NamedTuple):
+    gpu: float
+    ram: float
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "free", "where", "why"),
+    [
+        ("auto", CUDA, Free(4, 100), "gpu", "kept on the GPU (4.0 GB on the GPU and 100.0 GB in memory are free)"),
+        ("auto", CUDA, Free(3, 100), "ram", "kept in memory (3.0 GB on the GPU and 100.0 GB in memory are free)"),
+        ("auto", CUDA, Free(3, 3), "disk", "decoded anew in every epoch (3.0 GB on the GPU and 3.0 GB in memory are"),
+        ("auto", CPU, Free(0, 5), "ram", "kept in memory (5.0 GB in memory are free)"),
+        ("gpu", CUDA, Free(3, 100), "gpu", "kept on the GPU, as train.data says"),
+        ("gpu", CPU, Free(3, 100), "ram", "kept in memory (100.0 GB in memory are free, and there is no CUDA GPU)"),
+        ("ram", CUDA, Free(9, 3), "ram", "kept in memory, as train.data says"),
+        ("disk", CUDA, Free(9, 9), "disk", "decoded anew in every epoch, as train.data says"),
+    ],
+)
+def test_where_two_gigabytes_are_kept(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, device: Any, free: Free, where: str, why: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free.gpu * 1e9, 80e9))
+    monkeypatch.setattr(breedline.pixels, "_free_memory", lambda: free.ram * 1e9)
+    place, reason = choose(wanted, 2.0, device)
+    assert place == where
+    assert reason.startswith(why)
+
+
+@pytest.mark.parametrize(("wanted", "device"), [("gpu", CUDA), ("ram", CPU)])
+def test_no_room_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch, wanted: str, device: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1e9, 80e9))
+    monkeypatch.setattr(breedline.pixels, "_free_memory", lambda: 1e9)
+    with pytest.raises(BreedlineError, match=rf"train.data {wanted}: 2.0 GB of images, and 1.0 GB .* auto finds a"):
+        choose(wanted, 2.0, device)
+
+
+@pytest.mark.parametrize(("limit", "free"), [("3000000000", 1.0), ("max", 7.0), (None, 7.0)])
+def test_the_memory_of_a_container_is_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str | None, free: float
+) -> None:
+    class Memory(NamedTuple):
+        available: int = 7_000_000_000
+
+    monkeypatch.setattr("psutil.virtual_memory", Memory)
+    monkeypatch.setattr(breedline.pixels, "CGROUP", tmp_path)
+    if limit:
+        (tmp_path / "memory.max").write_text(limit + "\n")
+        (tmp_path / "memory.current").write_text("2000000000\n")
+    assert breedline.pixels._free_memory() == free * 1e9
