@@ -52,7 +52,7 @@ class Report(Callback):
         epoch = {name: round(float(values[name]), 6) for name in ("train_loss", "valid_loss", "accuracy")}
         self._log({**epoch, "learning_rate": float(self.opt.hypers[-1]["lr"])})
         log.info(
-            "epoch %d/%d: train loss %.4f, valid loss %.4f, accuracy %.4f, %.1f s",
+            "epoch %d/%d: train loss %.4f, valid loss %.4f, accuracy %.4f, %.2f s",
             *(len(self.history), self.epochs, *epoch.values(), seconds),
         )
 

@@ -119,9 +119,9 @@ def train(
             followed = _fit(learn, params, base_lr, checkpoints, report / "live")
             break
         except torch.OutOfMemoryError:
-            if part == 1:
+            if part <= 2:  # normalisation needs two
                 raise BreedlineError(
-                    f"one image of {params.image_size} pixels is too much for {_name(device)}: "
+                    f"two images of {params.image_size} pixels are too much for {_name(device)}: "
                     "choose a smaller train.image_size or train.arch"
                 ) from None
         part = -(-part // 2)
@@ -135,6 +135,8 @@ def train(
     last = {name: value for name, value in followed.history[-1].items() if name != "learning_rate"}
     write_json({**last, "epochs": len(followed.history), "base_lr": base_lr, "lr_find": rules}, metrics)
     save_bundle(bundle, learn.model, spec)
+    if device.type == "cuda":
+        log.info("train: at most %.1f GB of the GPU's memory", torch.cuda.max_memory_allocated() / 1e9)
     checkpoints.clear()
 
 
