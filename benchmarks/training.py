@@ -240,6 +240,7 @@ class Ready:
 
 def _fit(learn: Any, settings: dict[str, Any]) -> None:
     """Say how long each epoch takes, in the words of the stage."""
+    import fastai.callback.schedule  # noqa: F401 - gives Learner its fine_tune
     from fastai.callback.core import Callback
 
     class Clock(Callback):

@@ -21,6 +21,7 @@ import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
+from fastai.callback.training import GradientAccumulation
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import FuncSplitter, IntToFloatTensor, Normalize
@@ -46,6 +47,8 @@ log = logging.getLogger("breedline")
 
 TORCHVISION = {arch.__name__: arch for arch in model_meta if not arch.__name__.startswith("xresnet")}
 """The torchvision architectures that fastai knows how to cut into body and head."""
+BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
+"""What torch calls a CPU's instructions for bf16: x86, x86, ARM."""
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -201,14 +204,18 @@ def pick_device() -> torch.device:
 
 
 def pick_precision(wanted: str, device: torch.device) -> str:
-    """`wanted`, with `auto` resolved. Off CUDA it is fp32, since fastai's mixed precision knows CUDA only."""
-    if device.type != "cuda":
-        if wanted in ("bf16", "fp16"):
-            log.info("train.precision %s needs CUDA: training in fp32", wanted)
-        return "fp32"
-    if wanted == "auto":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return wanted
+    """`wanted`, with `auto` resolved to bf16 where the device computes in it, on CUDA else to fp16, and else to fp32."""
+    if device.type == "cuda":
+        best = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    else:
+        capabilities = (
+            torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+        )
+        best = "bf16" if any(capabilities.get(name) for name in BF16_CAPABILITIES) else "fp32"
+        if wanted == "fp16" or (wanted == "bf16" and device.type != "cpu"):
+            log.info("train.precision %s needs CUDA: training in %s", wanted, best)
+            return best
+    return best if wanted == "auto" else wanted
 
 
 def prefer_speed(device: torch.device) -> None:
@@ -247,6 +254,38 @@ class DeviceMetric(AvgMetric):
         self.count += images
 
 
+class CpuMixedPrecision(Callback):
+    """What fastai's MixedPrecision does in bf16, on the CPU: that one knows CUDA only."""
+
+    order = MixedPrecision.order
+
+    def before_batch(self) -> None:
+        self.autocast = torch.autocast("cpu", torch.bfloat16)
+        self.autocast.__enter__()  # type: ignore[no-untyped-call]
+
+    def after_pred(self) -> None:
+        self.learn.pred = self.pred.float()
+
+    def after_loss(self) -> None:
+        self.autocast.__exit__(None, None, None)
+
+
+def leave_autocast(device: torch.device) -> None:
+    """Autocast is entered and left by callbacks, so an error in between leaves it entered, and its old casts in use."""
+    if torch.is_autocast_enabled(device.type):
+        torch.set_autocast_enabled(device.type, False)
+        torch.autocast_decrement_nesting()
+        torch.clear_autocast_cache()
+
+
+class InParts(GradientAccumulation):
+    """A step for every `n_acc` images, whatever the size of a batch; an epoch leaves out what is no whole step."""
+
+    def before_train(self) -> None:
+        self.count = 0
+        self.learn.opt.zero_grad()
+
+
 def create_learner(
     dls: DataLoaders, model: nn.Module, arch: str, loss: Any, *, precision: str = "fp32", channels_last: bool = False
 ) -> Learner:
@@ -256,8 +295,10 @@ def create_learner(
     normalisation layers and biases decay, too.
     """
     callbacks: list[Callback] = [ChannelsLast()] if channels_last else []
-    if precision != "fp32":
+    if precision != "fp32" and dls.device.type == "cuda":
         callbacks.append(MixedPrecision(amp_mode=AMPMode.BF16 if precision == "bf16" else AMPMode.FP16))
+    elif precision == "bf16":
+        callbacks.append(CpuMixedPrecision())
     splitter = model_meta[TORCHVISION[arch]]["split"] if arch in TORCHVISION else default_split
     adam = partial(torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, fused=True)
     learn = Learner(

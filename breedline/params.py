@@ -169,7 +169,7 @@ class Train(_Section):
     label_smoothing: Fraction
     augment: Augment
     precision: Literal["auto", "bf16", "fp16", "fp32"]
-    """`auto`: bf16 on a GPU that has it, else fp16 on CUDA, else fp32."""
+    """`auto`: bf16 on a GPU or CPU with instructions for it, else fp16 on CUDA, else fp32."""
     channels_last: bool
     data: Literal["auto", "gpu", "ram", "disk"]
     """Where the decoded images stay; `auto`: on the GPU if they fit, else in memory, else they are decoded each time."""

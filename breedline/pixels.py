@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import torch
 from PIL import Image
+from rich.filesize import decimal
 
 from breedline.errors import BreedlineError
 from breedline.items import Item
@@ -79,14 +80,14 @@ class Store:
         """
         places = self._places(items)
         counts = places[1] * places[2]
-        gigabytes = int(counts.sum()) * 4 / 1e9
-        where, why = choose(wanted, gigabytes, self.device)
-        log.info("train: %d images, %.2g GB when decoded: %s", len(items), gigabytes, why)
+        total = int(counts.sum())
+        where, why = choose(wanted, total * 4 / 1e9, self.device)
+        log.info("train: %d images, %s when decoded: %s", len(items), decimal(total * 4), why)
         if where == "disk":
             return
         device = self.device if where == "gpu" else torch.device("cpu")
         pin = device != self.device and self.device.type == "cuda"
-        values = torch.empty(int(counts.sum()), dtype=torch.int32, device=device, pin_memory=pin)
+        values = torch.empty(total, dtype=torch.int32, device=device, pin_memory=pin)
         with progress("train (decoding images)", len(items)) as advance:
             for first in range(0, len(items), CHUNK):
                 some = self._decode(items[first : first + CHUNK], advance).values

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from dvclive import Live
 from fastai.callback.schedule import minimum, steep, valley
-from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
@@ -23,9 +22,11 @@ from breedline.files import read_csv, sha256_of, sha256_of_code, write_json
 from breedline.items import Item, load_items
 from breedline.learner import (
     Geometry,
+    InParts,
     create_learner,
     create_model,
     data_block,
+    leave_autocast,
     load_weights,
     loss_function,
     pick_device,
@@ -111,7 +112,7 @@ def train(
     while True:
         learn = make_learner(part)
         if part < batch_size:
-            learn.add_cb(GradientAccumulation(batch_size))
+            learn.add_cb(InParts(batch_size))
         batch_picture(learn.dls, report / "show_batch.png")
         try:
             base_lr, rules = _base_lr(params, learn, checkpoints, report)
@@ -127,6 +128,7 @@ def train(
         part = -(-part // 2)
         checkpoints.note("part", part)
         log.warning("train: out of memory: batches of %d from now on in parts of %d", batch_size, part)
+        leave_autocast(device)
         del learn
         gc.collect()
         torch.cuda.empty_cache()

@@ -73,7 +73,15 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
         ),
         "presize": params.presize.model_copy(update={"shorter_side": 40}),
         "train": params.train.model_copy(
-            update={"image_size": 32, "epochs": 2, "freeze_epochs": 1, "batch_size": 8, "base_lr": 0.01, "seed": 43}
+            update={
+                "image_size": 32,
+                "epochs": 2,
+                "freeze_epochs": 1,
+                "batch_size": 8,
+                "base_lr": 0.01,
+                "seed": 43,
+                "precision": "fp32",
+            }
         ),
     }
     params = params.model_copy(update=sections)

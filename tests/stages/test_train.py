@@ -230,7 +230,7 @@ def test_a_loss_of_its_own_for_each_class(pipeline: Pipeline, tmp_path: Path) ->
 def test_a_precision_and_a_place_for_the_images_that_the_machine_may_not_have(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
-    folder = pipeline.train(tmp_path, precision="bf16", data="gpu")
+    folder = pipeline.train(tmp_path, precision="fp16", data="gpu")
     assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
 
 
@@ -238,8 +238,13 @@ def test_where_the_images_are_kept_changes_no_number(pipeline: Pipeline, trained
     _assert_same(trained, pipeline.train(tmp_path, data="disk"), "report/show_batch.png")
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_batch_that_is_too_much_is_trained_on_in_parts(
-    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pipeline: Pipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    precision: str,
 ) -> None:
     steps, sizes = [], set()
 
@@ -252,7 +257,8 @@ def test_a_batch_that_is_too_much_is_trained_on_in_parts(
     monkeypatch.setattr(Report, "after_pred", too_much, raising=False)
     monkeypatch.setattr(Report, "after_step", lambda report: steps.append(report.epoch), raising=False)
     caplog.set_level("INFO")
-    folder = pipeline.train(tmp_path, batch_size=16)
+    folder = pipeline.train(tmp_path, batch_size=16, precision=precision)
+    assert not torch.is_autocast_enabled("cpu")
     assert [message for message in caplog.messages if "out of memory" in message] == [
         "train: out of memory: batches of 16 from now on in parts of 8",
         "train: out of memory: batches of 16 from now on in parts of 4",
