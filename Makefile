@@ -11,7 +11,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # `dvc` runs each stage's `python`: the one of this environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro plan serve verify-remote test test-fast check format lock bench-presize bench-orchestration clean
+.PHONY: repro plan serve verify-remote test test-fast check format lock bench-presize bench-orchestration bench-cpu bench-gpu clean
 
 repro: $(READY)
 	dvc repro
@@ -57,6 +57,13 @@ bench-presize: $(READY)
 
 bench-orchestration: $(READY)
 	python -m benchmarks.orchestration
+
+# SOURCE=an archive of photos, rather than images made of noise.
+bench-cpu: $(READY)
+	CUDA_VISIBLE_DEVICES= python -m benchmarks.training $(if $(SOURCE),--source $(SOURCE))
+
+bench-gpu: $(READY)
+	python -m benchmarks.training --switches $(if $(SOURCE),--source $(SOURCE))
 
 clean:
 	rm -rf $(VENV)

@@ -1,6 +1,6 @@
 """How quick an epoch is: against fast.ai's book, and against the model alone, which is the most there is to have.
 
-    python -m benchmarks.training [--source ARCHIVE] [--images N] [--arch NAME …] [--epochs FROZEN THEN] [--switches]
+    python -m benchmarks.training [--source ARCHIVE] [--images N] [--arch NAME …] [--epochs FROZEN THEN] [--depths] [--switches]
 
 On the same images, with the same model, batch size and schedule, each in a process of its own: (a) the book's chapter 5 as a
 user would write it; (b) the train stage, as `dvc repro` runs it; (c) the same model with a ready batch on the device. Images
@@ -47,10 +47,13 @@ SWITCHES: list[dict[str, Any]] = [
     {"data": "disk"},
 ]
 """What to turn round, one at a time."""
+DEPTHS = ["resnet18", "resnet34", "resnet50", "resnet101", "convnext_tiny"]
 
 
 def main(arguments: argparse.Namespace) -> bool:
     """Print the tables; whether every goal was met."""
+    if arguments.switches and not ON_GPU:
+        sys.exit("there is no CUDA GPU whose settings could be turned round: leave out --switches")
     params = load_params(ROOT / "presets/pets.yaml")
     met = True
     with TemporaryDirectory() as temporary:
@@ -64,6 +67,8 @@ def main(arguments: argparse.Namespace) -> bool:
             settings = _settings(params, arch, arguments.epochs)
             rows = {arm: _run(arm, folder, settings) for arm in ("book", "stage", "ceiling")}
             met &= _show(arch, rows, arguments)
+        if arguments.depths:
+            _show_depths(folder, params)
         if arguments.switches:
             _show_switches(folder, _settings(params, arguments.arch[-1], arguments.epochs))
     return met
@@ -150,6 +155,17 @@ def _show_switches(folder: Path, settings: dict[str, Any]) -> None:
         row = _run("stage", folder, settings | change)
         name = ", ".join(f"{key}: {value}" for key, value in change.items()) or "as it is"
         table.add_row(name, f"{row['speed']:.1f}", f"{row['memory']:.1f}")
+    Console().print(table)
+
+
+def _show_depths(folder: Path, params: Params) -> None:
+    from breedline.learner import create_model
+
+    table = Table("train.arch", "parameters", "images/s", "GB", title="the model alone, batches of 16")
+    for arch in DEPTHS:
+        row = _run("ceiling", folder, _settings(params, arch, [1, 1]) | {"batch_size": 16})
+        millions = sum(weights.numel() for weights in create_model(arch, CLASSES).parameters()) / 1e6
+        table.add_row(arch, f"{millions:.1f} M", f"{row['speed']:.1f}", f"{row['memory']:.1f}")
     Console().print(table)
 
 
@@ -266,9 +282,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=main.__doc__)
     parser.add_argument("--source", type=Path, metavar="ARCHIVE", help="real photos to use, rather than noise")
     parser.add_argument("--images", type=int, default=IMAGES if ON_GPU else 400)
-    parser.add_argument("--arch", nargs="+", default=["resnet34", "resnet50"] if ON_GPU else ["resnet18", "resnet34"])
+    parser.add_argument("--arch", nargs="*", default=["resnet34", "resnet50"] if ON_GPU else ["resnet18", "resnet34"])
     parser.add_argument("--epochs", nargs=2, type=int, default=[3, 6] if ON_GPU else [1, 2], metavar=("FROZEN", "THEN"))
     parser.add_argument("--switches", action="store_true", help="also turn round each setting that decides the speed")
+    parser.add_argument("--depths", action="store_true", help="also ask what each depth costs")
     parser.add_argument("--arm", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.arm:

@@ -24,6 +24,8 @@ from breedline.pixels import Pixels, Store, send
 
 GEOMETRY = (IntToFloatTensor, AffineCoordTfm, RandomResizedCropGPU)
 """The batch transforms whose work a View does."""
+CPU_AT_ONCE = 4
+"""Images that a CPU looks up together: what it needs in between stays in its caches, which halves the time."""
 
 
 class View:
@@ -61,7 +63,9 @@ class View:
         maps = self._maps(len(side), split_idx).flatten(1)
         numbers = send(torch.cat([maps, side[:, None]], dim=1), device)
         places = send(torch.stack([first, pixels.width], dim=1), device)
-        return _look_up(pixels.values, numbers, places, self.item_size, self.size)
+        at_once = len(side) if device.type == "cuda" else CPU_AT_ONCE
+        parts = zip(torch.split(numbers, at_once), torch.split(places, at_once), strict=True)
+        return torch.cat([_look_up(pixels.values, *part, self.item_size, self.size) for part in parts])
 
     def _maps(self, count: int, split_idx: int) -> torch.Tensor:
         """(count, 3, 3): from the view's coordinates to the item's, both from -1 to 1 (centres of the corner pixels)."""
@@ -72,7 +76,7 @@ class View:
             last_row = torch.tensor([0.0, 0.0, 1.0]).expand(count, 1, 3)
             maps = torch.cat([_plain(self.affine.mat), last_row], dim=1)
             for warp in self.affine.coord_fs if split_idx == 0 else ():
-                eight = _plain(find_coeffs(warp.orig_pts, warp.targ_pts)).reshape(count, 8)
+                eight = find_coeffs(_plain(warp.orig_pts), _plain(warp.targ_pts)).reshape(count, 8)
                 maps = torch.cat([eight, torch.ones(count, 1)], dim=1).view(count, 3, 3) @ maps
         self.window.before_call(like, split_idx)
         last = self.item_size - 1

@@ -16,6 +16,7 @@ from breedline.learner import (
     create_model,
     load_weights,
     loss_function,
+    pick_precision,
     statistics,
 )
 from breedline.params import Params
@@ -106,6 +107,28 @@ def test_softmax_must_choose_but_bce_can_say_none_of_them() -> None:
     nothing = torch.full((1, 4), -5.0)
     assert loss_function("cross_entropy").activation(nothing).sum() == pytest.approx(1)
     assert loss_function("bce").activation(nothing).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "has", "picked"),
+    [
+        ("auto", "cuda", True, "bf16"),
+        ("auto", "cuda", False, "fp16"),
+        ("fp32", "cuda", True, "fp32"),
+        ("auto", "cpu", True, "bf16"),
+        ("auto", "cpu", False, "fp32"),
+        ("bf16", "cpu", False, "bf16"),
+        ("fp16", "cpu", True, "bf16"),
+        ("fp16", "cpu", False, "fp32"),
+        ("bf16", "mps", True, "fp32"),
+    ],
+)
+def test_the_precision_is_one_that_the_device_computes_in(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, device: str, has: bool, picked: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has, "avx2": True})
+    assert pick_precision(wanted, torch.device(device)) == picked
 
 
 @pytest.fixture
