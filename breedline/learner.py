@@ -49,6 +49,8 @@ TORCHVISION = {arch.__name__: arch for arch in model_meta if not arch.__name__.s
 """The torchvision architectures that fastai knows how to cut into body and head."""
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
 """What torch calls a CPU's instructions for bf16: x86, x86, ARM."""
+ADAM = partial(torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, fused=True)
+"""With the settings of fastai's Adam, as one kernel."""
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -108,19 +110,20 @@ def _is_valid(item: Item) -> bool:
     return item.split == "valid"
 
 
-def create_model(arch: str, n_classes: int) -> nn.Module:
-    """The model as `vision_learner` makes it, body and head, with random weights.
+def check_arch(arch: str) -> None:
+    """Raises BreedlineError when neither torchvision nor timm has `arch`, with the nearest names."""
+    if arch not in TORCHVISION and not timm.is_model(arch):
+        near = difflib.get_close_matches(arch, [*TORCHVISION, *timm.list_models()], 4, 0.5)
+        raise BreedlineError(f"train.arch {arch!r} does not exist; near it are {', '.join(near) or 'none'}")
 
-    Raises:
-        BreedlineError: neither torchvision nor timm has `arch`; the nearest names are suggested.
-    """
+
+def create_model(arch: str, n_classes: int) -> nn.Module:
+    """The model as `vision_learner` makes it, body and head, with random weights."""
+    check_arch(arch)
     if arch in TORCHVISION:
         return create_vision_model(TORCHVISION[arch], n_classes, pretrained=False)
-    if timm.is_model(arch):
-        model, _ = create_timm_model(arch, n_classes, pretrained=False)
-        return model
-    near = difflib.get_close_matches(arch, [*TORCHVISION, *timm.list_models()], 4, 0.5)
-    raise BreedlineError(f"train.arch {arch!r} does not exist; near it are {', '.join(near) or 'none'}")
+    model, _ = create_timm_model(arch, n_classes, pretrained=False)
+    return model
 
 
 def statistics(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -291,8 +294,7 @@ def create_learner(
 ) -> Learner:
     """A Learner with the layer groups of `arch`, in `precision` (bf16, fp16 or fp32).
 
-    The optimizer is torch's fused AdamW with the settings of fastai's Adam. Unlike that, it lets the weights of
-    normalisation layers and biases decay, too.
+    Unlike fastai's Adam, the optimizer lets the weights of normalisation layers and biases decay, too.
     """
     callbacks: list[Callback] = [ChannelsLast()] if channels_last else []
     if precision != "fp32" and dls.device.type == "cuda":
@@ -300,12 +302,11 @@ def create_learner(
     elif precision == "bf16":
         callbacks.append(CpuMixedPrecision())
     splitter = model_meta[TORCHVISION[arch]]["split"] if arch in TORCHVISION else default_split
-    adam = partial(torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, fused=True)
     learn = Learner(
         dls,
         model.to(dls.device),
         loss_func=loss,
-        opt_func=partial(OptimWrapper, opt=adam),
+        opt_func=partial(OptimWrapper, opt=ADAM),
         splitter=splitter,
         metrics=DeviceMetric(accuracy),
         cbs=callbacks,

@@ -5,8 +5,9 @@ import gc
 import logging
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from dvclive import Live
@@ -23,6 +24,7 @@ from breedline.items import Item, load_items
 from breedline.learner import (
     Geometry,
     InParts,
+    check_arch,
     create_learner,
     create_model,
     data_block,
@@ -43,6 +45,7 @@ from breedline.report import Report
 from breedline.shards import INDEX
 
 log = logging.getLogger("breedline")
+T = TypeVar("T")
 LR_RATIO = 100
 """How much less the earliest layers learn than the head, as in `fine_tune`."""
 
@@ -70,6 +73,7 @@ def train(
     table = read_csv(labels, ["name", "label", "split", "sha256"])
     items = [item for item in load_items(presized, table) if item.split != "test"]
     classes = sorted(table["label"].unique())
+    check_arch(params.arch)
     _check(items, classes)
     device = pick_device()
     geometry = Geometry(item_size, params.image_size, *statistics(params.arch))
@@ -90,48 +94,31 @@ def train(
     block = data_block(presized, classes, geometry, params.augment)
     store = Store(presized, device, most=geometry.most)
     store.keep(items, params.data)
+    shutil.rmtree(report, ignore_errors=True)  # written in place, so that it can be watched
+    report.mkdir(parents=True)
+    _describe(block, items, report / "datablock.txt")
+    batch_size = min(params.batch_size, sum(item.split == "train" for item in items))
 
-    def make_learner(batch_size: int) -> Learner:
+    def attempt(part: int) -> tuple[Learner, Report, float, dict[str, float]]:
         _seed(params, device)
         model = create_model(params.arch, len(classes))
         pretrained = load_weights(model, params.arch, weights)
-        dls = block.dataloaders(items, bs=batch_size, device=device, dl_type=PixelsDL, store=store)
+        dls = block.dataloaders(items, bs=part, device=device, dl_type=PixelsDL, store=store)
         log.info(
             "train: %s, %s, %d classes, %d images and %d to validate, on %s in %s",
             *(params.arch, "pretrained" if pretrained else "from scratch", len(classes)),
             *(len(dls.train_ds), len(dls.valid_ds), _name(device), precision),
         )
+        batch_picture(dls, report / "show_batch.png")
         loss = loss_function(params.loss, params.label_smoothing)
-        return create_learner(dls, model, params.arch, loss, precision=precision, channels_last=params.channels_last)
-
-    shutil.rmtree(report, ignore_errors=True)  # written in place, so that it can be watched
-    report.mkdir(parents=True)
-    _describe(block, items, report / "datablock.txt")
-    batch_size = min(params.batch_size, sum(item.split == "train" for item in items))
-    part = checkpoints.noted("part") or batch_size
-    while True:
-        learn = make_learner(part)
+        learn = create_learner(dls, model, params.arch, loss, precision=precision, channels_last=params.channels_last)
         if part < batch_size:
             learn.add_cb(InParts(batch_size))
-        batch_picture(learn.dls, report / "show_batch.png")
-        try:
-            base_lr, rules = _base_lr(params, learn, checkpoints, report)
-            _seed(params, device)
-            followed = _fit(learn, params, base_lr, checkpoints, report / "live")
-            break
-        except torch.OutOfMemoryError:
-            if part <= 2:  # normalisation needs two
-                raise BreedlineError(
-                    f"two images of {params.image_size} pixels are too much for {_name(device)}: "
-                    "choose a smaller train.image_size or train.arch"
-                ) from None
-        part = -(-part // 2)
-        checkpoints.note("part", part)
-        log.warning("train: out of memory: batches of %d from now on in parts of %d", batch_size, part)
-        leave_autocast(device)
-        del learn
-        gc.collect()
-        torch.cuda.empty_cache()
+        base_lr, rules = _base_lr(params, learn, checkpoints, report)
+        _seed(params, device)
+        return learn, _fit(learn, params, base_lr, checkpoints, report / "live"), base_lr, rules
+
+    learn, followed, base_lr, rules = _until_it_fits(attempt, batch_size, checkpoints, device)
     loss_picture(followed.history, report / "loss.png")
     schedule_picture(followed.schedule, report / "schedule.png")
     last = {name: value for name, value in followed.history[-1].items() if name != "learning_rate"}
@@ -140,6 +127,30 @@ def train(
     if device.type == "cuda":
         log.info("train: at most %.1f GB of the GPU's memory", torch.cuda.max_memory_allocated() / 1e9)
     checkpoints.clear()
+
+
+def _until_it_fits(attempt: Callable[[int], T], batch_size: int, checkpoints: Checkpoints, device: torch.device) -> T:
+    """Train with whole batches; when memory is short, go on with halves of them, and halves of those.
+
+    Raises:
+        BreedlineError: two images at a time are too much, which is the least that normalisation layers need.
+    """
+    part: int = checkpoints.noted("part") or batch_size
+    while True:
+        try:
+            return attempt(part)
+        except torch.OutOfMemoryError:
+            if part <= 2:
+                raise BreedlineError(
+                    f"the memory of {_name(device)} is too small for two images at a time: "
+                    "choose a smaller train.image_size or train.arch"
+                ) from None
+        part = -(-part // 2)
+        checkpoints.note("part", part)
+        log.warning("train: out of memory: batches of %d from now on in parts of %d", batch_size, part)
+        leave_autocast(device)
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _seed(params: Train, device: torch.device) -> None:

@@ -1,15 +1,18 @@
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from fastai.optimizer import Adam, OptimWrapper
 from safetensors.torch import save_file
 from torch import nn
 
 from breedline.bundle import BundleSpec, load_bundle, save_bundle
 from breedline.errors import BreedlineError
 from breedline.learner import (
+    ADAM,
     TORCHVISION,
     Geometry,
     OneVsRestLoss,
@@ -129,6 +132,22 @@ def test_the_precision_is_one_that_the_device_computes_in(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has, "avx2": True})
     assert pick_precision(wanted, torch.device(device)) == picked
+
+
+def test_the_optimizer_steps_as_fastai_s_adam_does() -> None:
+    weights = []
+    for create in (partial(OptimWrapper, opt=ADAM), Adam):
+        torch.manual_seed(0)
+        layer = nn.Linear(5, 3, bias=False)
+        optimizer = create(list(layer.parameters()), lr=0.1)
+        optimizer.set_hypers(wd=0.01)
+        for momentum in (0.95, 0.9, 0.85):
+            optimizer.set_hypers(mom=momentum)
+            layer(torch.ones(2, 5)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights.append(layer.weight.detach())
+    assert torch.allclose(*weights, atol=1e-6)
 
 
 @pytest.fixture

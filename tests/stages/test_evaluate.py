@@ -4,11 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from breedline.bundle import load_bundle
 from breedline.errors import BreedlineError
-from stages.evaluate import evaluate
+from breedline.items import load_items
+from breedline.loader import View
+from breedline.pixels import Pixels
+from stages.evaluate import evaluate, predict
 
 Pipeline = Any
 Width = Callable[[Path], int]
@@ -50,6 +56,26 @@ def test_equal_inputs_give_equal_bytes(pipeline: Pipeline, trained: Path, tmp_pa
         run(pipeline, trained / "bundle", folder, tta=tta)
     for name in ("evaluate.json", *(f"report/{file}" for file in FILES)):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_views_are_weighed_as_fastai_does(pipeline: Pipeline, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shades = iter([0.0, 0.4, 0.8] * 9)
+
+    def shade(view: View, pixels: Pixels, device: torch.device, split_idx: int) -> torch.Tensor:
+        value = next(shades)
+        assert (value > 0) == (split_idx == 0)
+        return torch.full((len(pixels.start), 3, view.size, view.size), value)
+
+    monkeypatch.setattr(View, "finished", shade)
+    model, spec = load_bundle(trained / "bundle")
+    table = pd.read_csv(pipeline.path("labels.csv"))
+    items = load_items(pipeline.path("presized"), table)[:7]
+    params = pipeline.params.evaluate.model_copy(update={"tta": 2, "batch_size": 9})  # three images at a time
+    found = predict(params, model, spec, pipeline.path("presized"), items)
+    with torch.inference_mode():
+        plain, first, second = (model(torch.full((1, 3, 32, 32), value)).softmax(1) for value in (0.0, 0.4, 0.8))
+    wanted = 0.25 * plain + 0.75 * (first + second) / 2
+    assert np.allclose(found, wanted.expand(7, 3), atol=1e-5)
 
 
 def test_with_bce_an_image_may_be_none_of_them(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from fastai.learner import AvgLoss, AvgSmoothLoss, Learner
+from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
@@ -82,17 +84,25 @@ def test_the_phases_are_those_of_fine_tune(pipeline: Pipeline, monkeypatch: pyte
 
     store = Store(pipeline.path("presized"), torch.device("cpu"), geometry.most)
 
-    def train(run: Any) -> dict[str, torch.Tensor]:
+    def train(run: Any) -> tuple[dict[str, torch.Tensor], list[Any]]:
         set_seed(1, reproducible=True)
         dls = block.dataloaders(items, bs=16, device=torch.device("cpu"), dl_type=PixelsDL, store=store)
         learn = create_learner(dls, create_model("resnet18", 3), "resnet18", loss_function("cross_entropy"))
+        if run is theirs:
+            learn.recorder.loss, learn.recorder.smooth_loss = AvgLoss(), AvgSmoothLoss()
+            learn.metrics = [accuracy]
         with learn.no_bar(), learn.no_logging():
             run(learn)
-        return learn.model.state_dict()
+        return learn.model.state_dict(), [list(epoch) for epoch in learn.recorder.values]
 
-    ours = train(lambda learn: fine_tune(learn, 1, 2, 0.004))
-    fastai = train(lambda learn: learn.fine_tune(2, 0.004, freeze_epochs=1))
+    def theirs(learn: Learner) -> None:
+        learn.fine_tune(2, 0.004, freeze_epochs=1)
+
+    ours, our_values = train(lambda learn: fine_tune(learn, 1, 2, 0.004))
+    fastai, their_values = train(theirs)
     assert all(torch.equal(ours[name], fastai[name]) for name in ours)
+    assert our_values == their_values
+    assert len(our_values[-1]) == 3
 
 
 def test_the_frozen_phase_teaches_the_head_and_the_normalisation_alone(
@@ -275,7 +285,7 @@ def test_images_that_are_too_much_two_at_a_time(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Report, "after_pred", too_much, raising=False)
-    with pytest.raises(BreedlineError, match=r"two images of 32 pixels are too much for the CPU.*train.image_size"):
+    with pytest.raises(BreedlineError, match=r"memory of the CPU.* is too small for two images.*train.image_size"):
         pipeline.train(tmp_path)
 
 
