@@ -53,19 +53,24 @@ class View:
             split_idx: fastai's, 0 in training.
         """
         side = torch.minimum(pixels.height, pixels.width)
-        first = pixels.start.clone()  # the pixel in the upper left corner of the square
-        for row, (height, width, square) in enumerate(
-            zip(pixels.height.tolist(), pixels.width.tolist(), side.tolist(), strict=True)
-        ):
-            self.crop.before_call(None, split_idx)
-            across, down = self.crop.pcts
-            first[row] += int(down * (height - square)) * width + int(across * (width - square))
+        across, down = self._crops(len(side), split_idx)
+        left, top = (across * (pixels.width - side)).long(), (down * (pixels.height - side)).long()
+        first = pixels.start + top * pixels.width + left
         maps = self._maps(len(side), split_idx).flatten(1)
         numbers = send(torch.cat([maps, side[:, None]], dim=1), device)
         places = send(torch.stack([first, pixels.width], dim=1), device)
         at_once = len(side) if device.type == "cuda" else CPU_AT_ONCE
         parts = zip(torch.split(numbers, at_once), torch.split(places, at_once), strict=True)
         return torch.cat([_look_up(pixels.values, *part, self.item_size, self.size) for part in parts])
+
+    def _crops(self, count: int, split_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the square of each image lies, across and down: 0 at one end of the image, 1 at the other."""
+        parts = []
+        for _ in range(count):
+            self.crop.before_call(None, split_idx)
+            parts.append(self.crop.pcts)
+        across, down = torch.tensor(parts, dtype=torch.float64).unbind(1)
+        return across, down
 
     def _maps(self, count: int, split_idx: int) -> torch.Tensor:
         """(count, 3, 3): from the view's coordinates to the item's, both from -1 to 1 (centres of the corner pixels)."""

@@ -7,7 +7,6 @@ where they fit nowhere, the next batches are decoded while one is trained on.
 
 import io
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 import torch
+from joblib import cpu_count
 from PIL import Image
 from rich.filesize import decimal
 
@@ -68,9 +68,9 @@ class Store:
         """Of a presized shard set, its images reduced to `most` pixels of the shorter side where they are larger."""
         self.images = ShardSet(folder, PRESIZED_COLUMNS)
         self.device, self.most = device, most
-        self._threads = ThreadPoolExecutor(min(32, os.cpu_count() or 1), "decode")
+        self._threads = ThreadPoolExecutor(cpu_count(), "decode")
         self._kept: Pixels | None = None
-        self._rows: dict[Item, int] = {}
+        self._rows: dict[tuple[str, int], int] = {}
 
     def keep(self, items: Sequence[Item], wanted: str) -> None:
         """Decode the items now, to have them at hand: on the gpu, in ram, or (auto) where there is room.
@@ -93,7 +93,7 @@ class Store:
                 some = self._decode(items[first : first + CHUNK], advance).values
                 values[places[0][first] :][: len(some)] = some.to(device)
         self._kept = Pixels(values, *places)
-        self._rows = {item: row for row, item in enumerate(items)}
+        self._rows = {(item.shard, item.offset): row for row, item in enumerate(items)}
 
     def batches(self, chunks: Iterable[Sequence[Item]]) -> Iterator[Pixels]:
         """The pixels of each chunk of items, on the device, fetched ahead of their use."""
@@ -107,12 +107,12 @@ class Store:
                 yield coming.popleft().result()
 
     def _load(self, items: Sequence[Item]) -> Pixels:
-        if self._kept is None or not all(item in self._rows for item in items):
+        rows = [self._rows[item.shard, item.offset] for item in items if (item.shard, item.offset) in self._rows]
+        if self._kept is None or len(rows) < len(items):
             few = self._decode(items)
+        elif self._kept.values.device == self.device:
+            return self._kept.take(rows)
         else:
-            rows = [self._rows[item] for item in items]
-            if self._kept.values.device == self.device:
-                return self._kept.take(rows)
             few = self._kept.gather(rows)
         return few._replace(values=send(few.values, self.device))
 
