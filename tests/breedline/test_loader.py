@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 STD = 0.25
 Presized = Callable[..., tuple[Path, list[Item]]]
 PLAIN = Augment(flip=False, max_rotate=0, max_zoom=1, max_warp=0, max_lighting=0, min_scale=1)
-BOOK = Augment(flip=True, max_rotate=10, max_zoom=1.1, max_warp=0.2, max_lighting=0.2, min_scale=0.75)
+BOOK = Augment(flip=True, max_rotate=10, max_zoom=1.1, max_warp=0.2, max_lighting=0.2, min_scale=0.4)
 NARROW, MIXED = (
     [(40, 40 + 3 * number) for number in range(16)],
     [(24 + number, 60 - 2 * number) for number in range(16)],
