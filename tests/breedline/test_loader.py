@@ -88,6 +88,7 @@ def test_the_images_are_those_of_fastai(
 
 
 def test_images_that_are_much_larger_than_the_view_are_reduced_first(presized: Presized) -> None:
+    assert geometry(160, 32).most == 64
     folder, items = presized([(160, 160)] * 8)
     theirs, ours = (loaders(folder, items, geometry(160, 32), PLAIN, kept).valid.one_batch()[0] for kept in ("", "ram"))
     assert (grey_levels(ours) - grey_levels(theirs)).abs().max() < 10

@@ -278,6 +278,35 @@ def test_a_batch_that_is_too_much_is_trained_on_in_parts(
     assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
 
 
+def test_a_training_in_parts_goes_on_in_parts(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = set()
+
+    def too_much(report: Report) -> None:
+        if report.training:
+            sizes.add(len(report.learn.yb[0]))
+            if len(report.learn.yb[0]) > 8:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def end(report: Report) -> None:
+        if len(report.history) == 1:
+            raise Killed
+
+    monkeypatch.setattr(Report, "after_pred", too_much, raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "before_validate", end, raising=False)
+        with pytest.raises(Killed):
+            pipeline.train(tmp_path, batch_size=16)
+    assert sizes == {16, 8}
+    sizes.clear()
+    caplog.clear()
+    caplog.set_level("INFO")
+    pipeline.train(tmp_path, batch_size=16)
+    assert "train: goes on after epoch 1 of 3" in caplog.messages
+    assert sizes == {8}
+
+
 def test_images_that_are_too_much_two_at_a_time(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
