@@ -9,49 +9,31 @@ presize the shorter one. Exits with 1 if a goal is missed.
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import psutil
-from PIL import Image
 
+from benchmarks.photos import IMAGES, archive_of, photos
 from breedline.files import write_csv
-from breedline.params import Params, Presize, Source, load_params
-from breedline.shards import ShardSet, sniff
-from breedline.sources import members
+from breedline.params import Params, Presize, load_params
+from breedline.shards import ShardSet
 from stages.presize import presize
 
 ROOT = Path(__file__).parents[1]
-IMAGES, MORE = 7_390, 74
+MORE = 74
 SETTINGS = Presize(shorter_side=460, quality=92)
 WORKERS = 2
 ROUNDS = 3
 TIMES_FASTER, TIMES_FASTER_AGAIN, MEGABYTES = 3, 20, 600
 """The goals."""
-
-SIZES = {
-    (500, 375): 80,
-    (500, 333): 40,
-    (375, 500): 20,
-    (300, 225): 16,
-    (333, 500): 16,
-    (300, 200): 8,
-    (400, 300): 6,
-    (500, 480): 10,
-    (800, 600): 3,
-    (1600, 1200): 1,
-}
-"""(width, height) in pixels: how many of 200, much as in the Pets; 93 % are small enough to keep."""
 
 
 def main(source: Path | None) -> bool:
@@ -59,12 +41,12 @@ def main(source: Path | None) -> bool:
     params = load_params(ROOT / "params.yaml")
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        photos = list(_made_photos() if source is None else _photos_of(source, params))
-        few = _archive(folder / "few.tar", photos, range(IMAGES // 4))
-        all_ = _archive(folder / "all.tar", photos, range(IMAGES))
-        more = _archive(folder / "more.tar", photos, range(IMAGES, IMAGES + MORE))
+        pictures = photos(source, params.download)
+        few = archive_of(folder / "few.tar", pictures, range(IMAGES // 4))
+        all_ = archive_of(folder / "all.tar", pictures, range(IMAGES))
+        more = archive_of(folder / "more.tar", pictures, range(IMAGES, IMAGES + MORE))
         kind = "made of noise" if source is None else f"from {source.name}"
-        size = sum(map(len, photos)) / len(photos) / 1e3
+        size = sum(map(len, pictures)) / len(pictures) / 1e3
         print(f"{IMAGES:,} JPEGs {kind}, {size:.0f} kB on average; size {SETTINGS.shorter_side}, {WORKERS} workers\n")
 
         quarter = _memory(_workspace(folder / "quarter", params, few))
@@ -93,40 +75,6 @@ def _row(what: str, value: float, unit: str, most: float = np.inf, least: float 
     met = least <= value <= most
     print(f"{what:<62} {value:8.1f} {unit:<6} {goal:<14} {'' if met else 'MISSED'}".rstrip(), flush=True)
     return met
-
-
-def _made_photos() -> Iterator[bytes]:
-    """200 JPEGs of soft noise, each of about the bytes of a photo."""
-    random = np.random.default_rng(0)
-    for (width, height), count in SIZES.items():
-        for _ in range(count):
-            picture = np.full((height, width, 3), 128.0)
-            for detail in (4, 16, 64):
-                cell = detail * max(width, height) // 500  # a larger photo shows the same things
-                noise = random.integers(0, 256, (height // cell + 1, width // cell + 1, 3), dtype="uint8")
-                picture += np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)) - 128.0
-            buffer = io.BytesIO()
-            Image.fromarray(picture.clip(0, 255).astype("uint8")).save(buffer, "JPEG", quality=90)
-            yield buffer.getvalue()
-
-
-def _photos_of(archive: Path, params: Params) -> Iterator[bytes]:
-    for member in members(Source(url=str(archive.resolve())), params.download):
-        content = member.file.read()
-        if sniff(content[:32]) == "JPEG":
-            yield content
-
-
-def _archive(path: Path, photos: list[bytes], numbers: Iterable[int]) -> Path:
-    """Pack one photo for each number, with the number as a comment behind the JPEG's first marker."""
-    with tarfile.open(path, "w") as tar:
-        for number in numbers:
-            photo, comment = photos[number % len(photos)], b"\xff\xfe\x00\x0a%08d" % number
-            content = photo[:2] + comment + photo[2:]
-            info = tarfile.TarInfo(f"{number:05d}.jpg")
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 def _workspace(folder: Path, params: Params, *archives: Path) -> Path:

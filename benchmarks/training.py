@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.presize import IMAGES, _archive, _made_photos, _photos_of
+from benchmarks.photos import IMAGES, archive_of, photos
 from breedline.files import write_csv, write_json
 from breedline.params import Params, load_params
 from breedline.shards import ShardSet
@@ -58,8 +58,7 @@ def main(arguments: argparse.Namespace) -> bool:
     met = True
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        photos = list(_made_photos() if arguments.source is None else _photos_of(arguments.source, params))
-        _prepare(folder, photos, arguments.images, params)
+        _prepare(folder, photos(arguments.source, params.download), arguments.images, params)
         print(
             f"{arguments.images} images, {_device()}, {'+'.join(map(str, arguments.epochs))} epochs, best of the second phase"
         )
@@ -74,9 +73,9 @@ def main(arguments: argparse.Namespace) -> bool:
     return met
 
 
-def _prepare(folder: Path, photos: list[bytes], images: int, params: Params) -> None:
+def _prepare(folder: Path, pictures: list[bytes], images: int, params: Params) -> None:
     """The same images as files (for the book) and as a presized shard set, a fifth of them to validate."""
-    archive = _archive(folder / "all.tar", photos, range(images))
+    archive = archive_of(folder / "all.tar", pictures, range(images))
     (folder / "files").mkdir()
     subprocess.run(["tar", "xf", archive, "-C", folder / "files"], check=True)
     for file in sorted((folder / "files").iterdir()):
