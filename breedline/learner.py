@@ -1,8 +1,8 @@
-"""One builder of DataLoaders and Learner, for training and evaluation alike.
+"""One DataBlock and one Learner, for training and evaluation alike.
 
-After fast.ai's book, chapter 5: each image is cropped to a generous square on the CPU (at random in training, in the
-centre otherwise), then all augmentation and the final resize happen on the batch, on the device ("presizing"); the
-model is a pretrained body with a new head, trained in the two phases of `fine_tune`.
+After fast.ai's book, chapter 5: each image is cropped to a generous square (at random in training, in the centre
+otherwise), then all augmentation and the final resize happen on the batch, on the device ("presizing"); loader.py does
+all of it at once. The model is a pretrained body with a new head, trained in the two phases of `fine_tune`.
 """
 
 import difflib

@@ -20,8 +20,8 @@ os.environ["DO_NOT_TRACK"] = os.environ["DVC_NO_ANALYTICS"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Flows come last: Prefect's threads stay in this process, draw from the `random` that training is seeded with, and
-    forbid it to fork loader processes. A stage has a process of its own.
+    """Flows come last: Prefect's threads stay in this process and draw from the `random` that training is seeded with.
+    A stage has a process of its own.
     """
     items.sort(key=lambda item: "flows" in item.path.parts)
 
