@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What we ship sends nothing home.
 export DO_NOT_TRACK := 1
@@ -31,11 +32,12 @@ serve: $(READY)
 verify-remote: $(READY)
 	@python -m flows.verify_remote
 
+# Side by side, a file of tests at a time.
 test: $(READY)
-	python -m pytest
+	python -m pytest $(SIDE_BY_SIDE)
 
 test-fast: $(READY)
-	python -m pytest -m "not slow"
+	python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 check: $(READY)
 	ruff check

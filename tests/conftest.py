@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 # a shell starts what it puts in the background deaf to Ctrl-C, which the programs that tests start would inherit
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["DO_NOT_TRACK"] = os.environ["DVC_NO_ANALYTICS"] = "1"
+# equal numbers on every machine; and threads that wait for each other asleep, as tests run side by side
+os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"] = "2", "PASSIVE"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -191,8 +191,8 @@ def test_local_settings_mean_the_same_in_the_clone(project: Any) -> None:
     project.run("dvc", "remote", "add", "--local", "--default", "near", "../near")
     with workspace(str(project.origin), "main", project.work) as clone:
         assert project.run("dvc", "cache", "dir", at=clone.root) == str(project.work / "elsewhere")
-        remotes = project.run("dvc", "remote", "list", at=clone.root).split()
-        assert remotes[remotes.index("near") + 1] == str(project.work.parent / "near")
+        remotes = project.run("dvc", "remote", "list", at=clone.root)
+        assert f"near{project.work.parent / 'near'}" in "".join(remotes.split())  # dvc breaks long lines
         assert [step.action for step in plan(clone.root)] == [Action.RESTORE, Action.RESTORE]
         assert git(clone.root, "status", "--porcelain") == ""
 
