@@ -245,7 +245,7 @@ class DeviceSmoothLoss(AvgSmoothLoss):
     def accumulate(self, learn: Learner) -> None:
         loss = learn.loss.detach().mean()
         self.count += 1
-        self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
+        self.val = torch.lerp(loss, self.val.to(loss.device, non_blocking=True), self.beta)
 
 
 class DeviceMetric(AvgMetric):
