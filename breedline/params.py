@@ -171,6 +171,8 @@ class Train(_Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"]
     """`auto`: bf16 on a GPU or CPU with instructions for it, else fp16 on CUDA, else fp32."""
     channels_last: bool
+    compile: Literal["none", "default", "reduce-overhead"]
+    """`torch.compile` of the model, by its mode (reduce-overhead: CUDA graphs); it has to compile before each phase."""
     data: Literal["auto", "gpu", "ram", "disk"]
     """Where the decoded images stay; `auto`: on the GPU if they fit, else in memory, else they are decoded each time."""
     deterministic: bool

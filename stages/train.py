@@ -14,6 +14,7 @@ from dvclive import Live
 from fastai.callback.schedule import minimum, steep, valley
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
+from torch._dynamo.exc import BackendCompilerFailed
 
 from breedline.bundle import BundleSpec, save_bundle
 from breedline.checkpoints import Checkpoints, Resume
@@ -68,7 +69,7 @@ def train(
         report: folder for the live log, the plots, a batch as the model sees it, and the DataBlock in words.
 
     Raises:
-        BreedlineError: no such architecture, weights that do not fit it, or a split without images.
+        BreedlineError: no such architecture, weights that do not fit it, a split without images, or no compiler.
     """
     table = read_csv(labels, ["name", "label", "split", "sha256"])
     items = [item for item in load_items(presized, table) if item.split != "test"]
@@ -114,11 +115,20 @@ def train(
         learn = create_learner(dls, model, params.arch, loss, precision=precision, channels_last=params.channels_last)
         if part < batch_size:
             learn.add_cb(InParts(batch_size))
+        if params.compile != "none":
+            torch.compiler.reset()
+            model.compile(mode=params.compile, dynamic=False)
         base_lr, rules = _base_lr(params, learn, checkpoints, report)
         _seed(params, device)
         return learn, _fit(learn, params, base_lr, checkpoints, report / "live"), base_lr, rules
 
-    learn, followed, base_lr, rules = _until_it_fits(attempt, batch_size, checkpoints, device)
+    try:
+        learn, followed, base_lr, rules = _until_it_fits(attempt, batch_size, checkpoints, device)
+    except BackendCompilerFailed as error:
+        reason = str(error).splitlines()[0]
+        raise BreedlineError(
+            f"train.compile: torch cannot compile here ({reason}): install a C++ compiler, or set it to none"
+        ) from error
     loss_picture(followed.history, report / "loss.png")
     schedule_picture(followed.schedule, report / "schedule.png")
     last = {name: value for name, value in followed.history[-1].items() if name != "learning_rate"}

@@ -339,3 +339,22 @@ def test_splits_that_cannot_be_trained_on(pipeline: Pipeline, tmp_path: Path, ch
     with pytest.raises(BreedlineError, match=expected):
         Other(pipeline.folder, pipeline.params).train(tmp_path)
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.fallback_random", True)  # else dropout draws other numbers
+    losses = []
+    for mode in ("none", "default"):
+        folder = pipeline.train(tmp_path / mode, compile=mode, freeze_epochs=0, epochs=1, base_lr=0.001)
+        losses.append(json.loads((folder / "train.json").read_text())["valid_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_a_machine_that_cannot_compile_is_told_in_one_line(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    with pytest.raises(BreedlineError, match=r"train.compile: .*no-such-compiler.* or set it to none"):
+        pipeline.train(tmp_path, compile="default")
