@@ -184,7 +184,8 @@ def _stage(folder: Path, name: str, *options: str) -> tuple[str, float, dict[str
 
 def _process(command: list[str], folder: Path) -> tuple[str, float, dict[str, float]]:
     """What it says, the most memory of it and its children in GB, and the seconds until each mark of START."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "BREEDLINE_CACHE": str(folder / "cache")}
+    caches = {"BREEDLINE_CACHE": folder / "cache", "TORCHINDUCTOR_CACHE_DIR": folder / "inductor"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), **{name: str(path) for name, path in caches.items()}}
     began, peak = time.perf_counter(), 0.0
     start: dict[str, float] = {}
     log = folder / "log"

@@ -125,7 +125,7 @@ def train(
     try:
         learn, followed, base_lr, rules = _until_it_fits(attempt, batch_size, checkpoints, device)
     except BackendCompilerFailed as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split("\n\n")[0].split())
         raise BreedlineError(
             f"train.compile: torch cannot compile here ({reason}): install a C++ compiler, or set it to none"
         ) from error

@@ -17,7 +17,7 @@ from breedline.loader import PixelsDL
 from breedline.params import Augment
 from breedline.pixels import Store
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 STD = 0.25
 Presized = Callable[..., tuple[Path, list[Item]]]
 PLAIN = Augment(flip=False, max_rotate=0, max_zoom=1, max_warp=0, max_lighting=0, min_scale=1)
@@ -102,6 +102,20 @@ def test_where_the_images_are_kept_changes_nothing(presized: Presized) -> None:
     assert batches[0][0][0].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kept", ["gpu", "ram", "disk"])
+def test_a_gpu_sees_what_a_cpu_sees(presized: Presized, kept: str) -> None:
+    folder, items = presized(MIXED)
+    augment = BOOK.model_copy(update={"max_lighting": 0})  # whose numbers the device draws
+    pairs = [
+        list(loaders(folder, items, geometry(40, 32), augment, *where).train) for where in (("ram", CPU), (kept, GPU))
+    ]
+    for (expected, target), (found, found_target) in zip(*pairs, strict=True):
+        assert found.device == found_target.device == GPU
+        assert torch.equal(found_target.cpu(), target)
+        assert (grey_levels(found.cpu()) - grey_levels(expected)).abs().max() < 0.1
+
+
 def test_an_epoch_has_other_views_of_the_same_images(presized: Presized) -> None:
     folder, items = presized(MIXED)
     dls = loaders(folder, items, geometry(40, 32), BOOK, "ram")
@@ -148,11 +162,10 @@ class NoWaiting(Callback):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_no_step_waits_for_the_gpu(presized: Presized) -> None:
     folder, items = presized(MIXED * 8)
-    device = torch.device("cuda", torch.cuda.current_device())
-    dls = loaders(folder, items, geometry(40, 32), BOOK, "gpu", device)
+    dls = loaders(folder, items, geometry(40, 32), BOOK, "gpu", GPU)
     learn = create_learner(
         dls, create_model("resnet18", 2), "resnet18", loss_function("cross_entropy"), precision="bf16"
     )

@@ -17,7 +17,8 @@ from stages.label import label
 from stages.presize import presize
 
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
-IMAGES_PER_CLASS = 30
+IMAGES_PER_CLASS = 60
+"""With half as many it depends on the seed, and so on the machine, whether three epochs are enough."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
                 "epochs": 2,
                 "freeze_epochs": 1,
                 "batch_size": 8,
-                "base_lr": 0.01,
-                "seed": 43,
+                "base_lr": 0.004,
                 "precision": "fp32",
             }
         ),

@@ -102,3 +102,13 @@ def test_what_cannot_be_evaluated(
 def test_a_bundle_is_all_it_needs(pipeline: Pipeline, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "bundle", tmp_path / "elsewhere")
     assert run(pipeline, tmp_path / "elsewhere", tmp_path)["test"]["images"] > 0
+
+
+@pytest.mark.gpu
+def test_a_gpu_predicts_what_a_cpu_does(
+    pipeline: Pipeline, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = run(pipeline, trained / "bundle", tmp_path / "gpu")
+    monkeypatch.setattr("stages.evaluate.pick_device", lambda: torch.device("cpu"))
+    cpu = run(pipeline, trained / "bundle", tmp_path / "cpu")
+    assert gpu["test"]["log_loss"] == pytest.approx(cpu["test"]["log_loss"], abs=0.01)

@@ -17,6 +17,7 @@ from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
+from torch._inductor import config as inductor
 
 from breedline.errors import BreedlineError
 from breedline.files import sha256_of
@@ -43,7 +44,7 @@ def test_it_learns(trained: Path) -> None:
     metrics = json.loads((trained / "train.json").read_text())
     assert metrics["accuracy"] > 0.9
     assert metrics["epochs"] == 3
-    assert metrics["base_lr"] == 0.01
+    assert metrics["base_lr"] == 0.004
     assert metrics["lr_find"] == {}
 
 
@@ -136,6 +137,23 @@ class Killed(BaseException):
     pass
 
 
+@pytest.fixture
+def train_until(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function that trains into a folder and ends as if killed, after some whole epochs and before the next is."""
+
+    def run(epochs: int, folder: Path, **settings: Any) -> None:
+        def end(report: Report) -> None:
+            if len(report.history) == epochs:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Report, "before_validate", end, raising=False)
+            with pytest.raises(Killed):
+                pipeline.train(folder, **settings)
+
+    return run
+
+
 def _assert_same(one: Path, other: Path, *more: str) -> None:
     """By their hashes, as pytest would look for the difference between weights for minutes."""
     for name in ("bundle/model.safetensors", "train.json", "report/loss.png", "report/live/metrics.json", *more):
@@ -147,18 +165,11 @@ def test_a_training_that_ended_early_goes_on_bit_for_bit(
     pipeline: Pipeline,
     trained: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    train_until: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
     epoch: int,
 ) -> None:
-    def end(report: Report) -> None:
-        if len(report.history) == epoch - 1:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Report, "before_validate", end, raising=False)
-        with pytest.raises(Killed):
-            pipeline.train(tmp_path / "killed")
+    train_until(epoch - 1, tmp_path / "killed")
     caplog.set_level("INFO")
     again = pipeline.train(tmp_path / "again")
     assert (f"train: goes on after epoch {epoch - 1} of 3" in caplog.messages) == (epoch > 1)
@@ -169,19 +180,16 @@ def test_a_training_that_ended_early_goes_on_bit_for_bit(
 
 
 def test_other_settings_start_clean_and_the_finder_is_asked_once(
-    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pipeline: Pipeline,
+    tmp_path: Path,
+    train_until: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def end(report: Report) -> None:
-        if len(report.history) == 1:
-            raise Killed
-
     settings = {"base_lr": "auto", "batch_size": 16}
-    with monkeypatch.context() as patch:
-        patch.setattr(Report, "before_validate", end, raising=False)
-        with pytest.raises(Killed):
-            pipeline.train(tmp_path / "killed", **settings)
+    train_until(1, tmp_path / "killed", **settings)
     caplog.set_level("INFO")
-    other = pipeline.train(tmp_path / "other", **settings, seed=44)
+    other = pipeline.train(tmp_path / "other", **settings, seed=43)
     assert not any("goes on" in message for message in caplog.messages)
     with monkeypatch.context() as patch:
         patch.setattr("stages.train._find_lr", lambda *_, **__: pytest.fail("asked again"))
@@ -233,7 +241,7 @@ def test_a_kill_in_every_epoch_of_both_phases_changes_nothing(
 
 def test_a_loss_of_its_own_for_each_class(pipeline: Pipeline, tmp_path: Path) -> None:
     folder = pipeline.train(tmp_path, loss="bce", label_smoothing=0.1)
-    assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.6
+    assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
     assert json.loads((folder / "bundle/model.json").read_text())["loss"] == "bce"
 
 
@@ -279,7 +287,11 @@ def test_a_batch_that_is_too_much_is_trained_on_in_parts(
 
 
 def test_a_training_in_parts_goes_on_in_parts(
-    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pipeline: Pipeline,
+    tmp_path: Path,
+    train_until: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     sizes = set()
 
@@ -289,15 +301,8 @@ def test_a_training_in_parts_goes_on_in_parts(
             if len(report.learn.yb[0]) > 8:
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
-    def end(report: Report) -> None:
-        if len(report.history) == 1:
-            raise Killed
-
     monkeypatch.setattr(Report, "after_pred", too_much, raising=False)
-    with monkeypatch.context() as patch:
-        patch.setattr(Report, "before_validate", end, raising=False)
-        with pytest.raises(Killed):
-            pipeline.train(tmp_path, batch_size=16)
+    train_until(1, tmp_path, batch_size=16)
     assert sizes == {16, 8}
     sizes.clear()
     caplog.clear()
@@ -342,11 +347,11 @@ def test_splits_that_cannot_be_trained_on(pipeline: Pipeline, tmp_path: Path, ch
 
 
 @pytest.mark.slow
-def test_a_compiled_model_learns_the_same(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch._inductor.config.fallback_random", True)  # else dropout draws other numbers
+def test_a_compiled_model_learns_the_same(pipeline: Pipeline, tmp_path: Path) -> None:
     losses = []
     for mode in ("none", "default"):
-        folder = pipeline.train(tmp_path / mode, compile=mode, freeze_epochs=0, epochs=1, base_lr=0.001)
+        with inductor.patch(fallback_random=True):  # else dropout draws other numbers
+            folder = pipeline.train(tmp_path / mode, compile=mode, freeze_epochs=0, epochs=1, base_lr=0.001)
         losses.append(json.loads((folder / "train.json").read_text())["valid_loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
@@ -354,7 +359,43 @@ def test_a_compiled_model_learns_the_same(pipeline: Pipeline, tmp_path: Path, mo
 def test_a_machine_that_cannot_compile_is_told_in_one_line(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    with pytest.raises(BreedlineError, match=r"train.compile: .*no-such-compiler.* or set it to none"):
+    with (
+        inductor.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(BreedlineError, match=r"train.compile: .*no-such-compiler.* or set it to none$"),
+    ):
         pipeline.train(tmp_path, compile="default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+        {"precision": "fp32", "deterministic": True},
+        {"data": "ram"},
+        {"data": "disk"},
+        {"compile": "reduce-overhead"},
+    ],
+    ids=str,
+)
+def test_a_gpu_learns(
+    pipeline: Pipeline, tmp_path: Path, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    folder = pipeline.train(tmp_path, **settings)
+    assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
+    assert "of the GPU's memory" in caplog.text
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_training_goes_on_with_the_same_schedule_and_about_the_same_numbers(
+    pipeline: Pipeline, tmp_path: Path, train_until: Callable[..., None]
+) -> None:
+    whole = pipeline.train(tmp_path / "whole")
+    train_until(2, tmp_path / "killed")
+    again = pipeline.train(tmp_path / "again")
+    assert sha256_of(whole / "report/schedule.png") == sha256_of(again / "report/schedule.png")
+    one, other = (json.loads((folder / "train.json").read_text()) for folder in (whole, again))
+    assert other["valid_loss"] == pytest.approx(one["valid_loss"], abs=0.1)
