@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -103,7 +104,7 @@ def _settings(params: Params, arch: str, epochs: list[int]) -> dict[str, Any]:
 
 
 def _run(arm: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Images a second, gigabytes at the most, seconds in all and of each step before training, of one arm."""
+    """Images a second, gigabytes at the most, seconds in all and until each mark of START, of one arm."""
     began = time.perf_counter()
     if arm == "stage":
         sections = load_params(folder / "params.yaml").model_dump() | {"train": settings}
@@ -138,9 +139,9 @@ def _show(arch: str, rows: dict[str, dict[str, Any]], arguments: argparse.Namesp
         figures = (row["speed"], row["memory"], row["seconds"], row["start"]["pictures and live log"])
         table.add_row(arm, *(f"{figure:.1f}" for figure in figures))
     Console().print(table)
-    start = rows["stage"]["start"]
-    parts = zip(START, start.values(), [0, *start.values()], strict=False)
-    said = ", ".join(f"{what} {end - begin:.1f} s" for what, end, begin in parts)
+    marks = rows["stage"]["start"]
+    parts = [end - begin for begin, end in pairwise([0, *marks.values()])]
+    said = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in zip(marks, parts, strict=True))
     print(f"the stage before training: {said}")
     met = _goal(f"{arch}: times the book", rows["stage"]["speed"] / rows["book"]["speed"], least=TIMES_THE_BOOK)
     full = ON_GPU and arguments.images == IMAGES

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # a shell starts what it puts in the background deaf to Ctrl-C, which the programs that tests start would inherit
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["DO_NOT_TRACK"] = os.environ["DVC_NO_ANALYTICS"] = "1"
-# equal numbers on every machine; and threads that wait for each other asleep, as tests run side by side
+# equal numbers on every machine; and threads that wait for each other asleep, as trainings run side by side
 os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"] = "2", "PASSIVE"
 # so all is computed on the CPU, but for `make test-gpu`
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("TEST_GPU", "")
@@ -27,9 +27,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Flows come last: Prefect's threads stay in this process and draw from the `random` that training is seeded with.
     A stage has a process of its own.
     """
-    for item in items:
-        if item.get_closest_marker("gpu") and not os.environ["CUDA_VISIBLE_DEVICES"]:
-            item.add_marker(pytest.mark.skip(reason="`make test-gpu` runs it where there is a CUDA GPU"))
+    if "TEST_GPU" in os.environ:
+        import torch  # not for those who test without it
+
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("there is no CUDA GPU to test on: leave TEST_GPU unset")
+    else:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="`make test-gpu` runs it where there is a CUDA GPU"))
     items.sort(key=lambda item: "flows" in item.path.parts)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from breedline.files import sha256_of
 from breedline.params import Params, Source, load_params
 from stages.download import download
 from stages.label import label
@@ -105,6 +106,17 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 def trained(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trained bundle, its metrics and its report."""
     return pipeline.train(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="session")
+def assert_same() -> Callable[..., None]:
+    """A function that compares two trained folders by hashes: of weights pytest would show the difference for minutes."""
+
+    def compare(one: Path, other: Path, *more: str) -> None:
+        for name in ("bundle/model.safetensors", "train.json", "report/loss.png", "report/live/metrics.json", *more):
+            assert sha256_of(one / name) == sha256_of(other / name), name
+
+    return compare
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,4 @@
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +9,10 @@ import torch
 from fastai.learner import AvgLoss, AvgSmoothLoss, Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
-from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from torch._inductor import config as inductor
 
 from breedline.errors import BreedlineError
-from breedline.files import sha256_of
 from breedline.items import load_items
 from breedline.learner import Geometry, create_learner, create_model, data_block, loss_function
 from breedline.loader import PixelsDL
@@ -133,112 +125,6 @@ def test_the_finder_chooses_the_rate_and_shows_why(pipeline: Pipeline, tmp_path:
     assert width(folder / "report/lr_find.png") > 500
 
 
-class Killed(BaseException):
-    pass
-
-
-@pytest.fixture
-def train_until(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A function that trains into a folder and ends as if killed, after some whole epochs and before the next is."""
-
-    def run(epochs: int, folder: Path, **settings: Any) -> None:
-        def end(report: Report) -> None:
-            if len(report.history) == epochs:
-                raise Killed
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Report, "before_validate", end, raising=False)
-            with pytest.raises(Killed):
-                pipeline.train(folder, **settings)
-
-    return run
-
-
-def _assert_same(one: Path, other: Path, *more: str) -> None:
-    """By their hashes, as pytest would look for the difference between weights for minutes."""
-    for name in ("bundle/model.safetensors", "train.json", "report/loss.png", "report/live/metrics.json", *more):
-        assert sha256_of(one / name) == sha256_of(other / name), name
-
-
-@pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_a_training_that_ended_early_goes_on_bit_for_bit(
-    pipeline: Pipeline,
-    trained: Path,
-    tmp_path: Path,
-    train_until: Callable[..., None],
-    caplog: pytest.LogCaptureFixture,
-    epoch: int,
-) -> None:
-    train_until(epoch - 1, tmp_path / "killed")
-    caplog.set_level("INFO")
-    again = pipeline.train(tmp_path / "again")
-    assert (f"train: goes on after epoch {epoch - 1} of 3" in caplog.messages) == (epoch > 1)
-    _assert_same(trained, again, "report/schedule.png")
-    history = pd.read_csv(again / "report/live/plots/metrics/accuracy.tsv", sep="\t")
-    assert history["step"].tolist() == [0, 1, 2]
-    assert not any((tmp_path / "cache/checkpoints").iterdir())
-
-
-def test_other_settings_start_clean_and_the_finder_is_asked_once(
-    pipeline: Pipeline,
-    tmp_path: Path,
-    train_until: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    settings = {"base_lr": "auto", "batch_size": 16}
-    train_until(1, tmp_path / "killed", **settings)
-    caplog.set_level("INFO")
-    other = pipeline.train(tmp_path / "other", **settings, seed=43)
-    assert not any("goes on" in message for message in caplog.messages)
-    with monkeypatch.context() as patch:
-        patch.setattr("stages.train._find_lr", lambda *_, **__: pytest.fail("asked again"))
-        again = pipeline.train(tmp_path / "again", **settings)
-    assert any("goes on after epoch 1 of 3" in message for message in caplog.messages)
-    whole = pipeline.train(tmp_path / "whole", **settings)
-    _assert_same(whole, again, "report/lr_find.png")
-    assert sha256_of(whole / "bundle/model.safetensors") != sha256_of(other / "bundle/model.safetensors")
-
-
-def _start(pipeline: Pipeline, folder: Path, **settings: Any) -> subprocess.Popen[str]:
-    """The stage as a process of its own, which trains into `folder`."""
-    sections = pipeline.params.model_dump()
-    sections["train"] |= settings
-    YAML().dump(sections, folder / "params.yaml")
-    paths: dict[str, object] = {name: pipeline.path(name) for name in ("presized", "weights")}
-    paths |= {"labels": pipeline.path("labels.csv"), "item_size": 40}
-    paths |= {"bundle": "bundle", "metrics": "train.json", "report": "report"}
-    command = [sys.executable, "-m", "stages.train", *(f"--{name}={value}" for name, value in paths.items())]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-
-
-@pytest.mark.slow
-def test_a_kill_in_every_epoch_of_both_phases_changes_nothing(
-    pipeline: Pipeline, trained: Path, tmp_path: Path
-) -> None:
-    def run(kill_after: str | None) -> str:
-        process = _start(pipeline, tmp_path)
-        said = []
-        assert process.stderr
-        with process, process.stderr as lines:
-            for line in lines:
-                said.append(line)
-                if kill_after and kill_after in line:
-                    time.sleep(random.uniform(0, 0.3))  # noqa: S311 - an epoch takes about as long
-                    process.kill()
-        assert process.returncode == (-signal.SIGKILL if kill_after else 0), said
-        return "".join(said)
-
-    run("of the head alone")
-    run("epoch 1/3")
-    run("epoch 2/3")
-    assert "goes on after epoch" in run(None)
-    _assert_same(trained, tmp_path)
-
-
 def test_a_loss_of_its_own_for_each_class(pipeline: Pipeline, tmp_path: Path) -> None:
     folder = pipeline.train(tmp_path, loss="bce", label_smoothing=0.1)
     assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
@@ -252,8 +138,10 @@ def test_a_precision_and_a_place_for_the_images_that_the_machine_may_not_have(
     assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
 
 
-def test_where_the_images_are_kept_changes_no_number(pipeline: Pipeline, trained: Path, tmp_path: Path) -> None:
-    _assert_same(trained, pipeline.train(tmp_path, data="disk"), "report/show_batch.png")
+def test_where_the_images_are_kept_changes_no_number(
+    pipeline: Pipeline, trained: Path, tmp_path: Path, assert_same: Callable[..., None]
+) -> None:
+    assert_same(trained, pipeline.train(tmp_path, data="disk"), "report/show_batch.png")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -284,32 +172,6 @@ def test_a_batch_that_is_too_much_is_trained_on_in_parts(
     assert sizes == {16, 8, 4}
     assert len(steps) == 3 * (_images(pipeline, "train") // 16)
     assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
-
-
-def test_a_training_in_parts_goes_on_in_parts(
-    pipeline: Pipeline,
-    tmp_path: Path,
-    train_until: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    sizes = set()
-
-    def too_much(report: Report) -> None:
-        if report.training:
-            sizes.add(len(report.learn.yb[0]))
-            if len(report.learn.yb[0]) > 8:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(Report, "after_pred", too_much, raising=False)
-    train_until(1, tmp_path, batch_size=16)
-    assert sizes == {16, 8}
-    sizes.clear()
-    caplog.clear()
-    caplog.set_level("INFO")
-    pipeline.train(tmp_path, batch_size=16)
-    assert "train: goes on after epoch 1 of 3" in caplog.messages
-    assert sizes == {8}
 
 
 def test_images_that_are_too_much_two_at_a_time(
@@ -387,15 +249,3 @@ def test_a_gpu_learns(
     folder = pipeline.train(tmp_path, **settings)
     assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
     assert "of the GPU's memory" in caplog.text
-
-
-@pytest.mark.gpu
-def test_on_a_gpu_a_training_goes_on_with_the_same_schedule_and_about_the_same_numbers(
-    pipeline: Pipeline, tmp_path: Path, train_until: Callable[..., None]
-) -> None:
-    whole = pipeline.train(tmp_path / "whole")
-    train_until(2, tmp_path / "killed")
-    again = pipeline.train(tmp_path / "again")
-    assert sha256_of(whole / "report/schedule.png") == sha256_of(again / "report/schedule.png")
-    one, other = (json.loads((folder / "train.json").read_text()) for folder in (whole, again))
-    assert other["valid_loss"] == pytest.approx(one["valid_loss"], abs=0.1)
