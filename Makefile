@@ -32,9 +32,11 @@ serve: $(READY)
 verify-remote: $(READY)
 	@python -m flows.verify_remote
 
-# Side by side, a file of tests at a time.
+# Side by side, a file of tests at a time; but those that look at the clock alone.
+TIMED := tests/flows/test_serve.py
 test: $(READY)
-	python -m pytest $(SIDE_BY_SIDE)
+	python -m pytest $(SIDE_BY_SIDE) --ignore $(TIMED)
+	python -m pytest $(TIMED)
 
 test-fast: $(READY)
 	python -m pytest $(SIDE_BY_SIDE) -m "not slow"
