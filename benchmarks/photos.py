@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from breedline.formats import sniff
 from breedline.params import Download, Source
-from breedline.shards import sniff
 from breedline.sources import members
 
 IMAGES = 7_390

@@ -22,9 +22,9 @@ import numpy as np
 import psutil
 
 from benchmarks.photos import IMAGES, archive_of, photos
-from breedline.files import write_csv
 from breedline.params import Params, Presize, load_params
 from breedline.shards import ShardSet
+from breedline.tables import write_csv
 from stages.presize import presize
 
 ROOT = Path(__file__).parents[1]

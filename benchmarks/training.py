@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.photos import IMAGES, archive_of, photos
-from breedline.files import write_csv, write_json
 from breedline.params import Params, load_params
 from breedline.shards import ShardSet
+from breedline.tables import write_csv, write_json
 
 ROOT = Path(__file__).parents[1]
 CLASSES = 37

@@ -9,9 +9,10 @@ from safetensors.torch import load_model, save
 from torch import nn
 
 from breedline.errors import BreedlineError
-from breedline.files import new_folder, write_json
+from breedline.files import new_folder
 from breedline.learner import Geometry, create_model
 from breedline.params import Augment
+from breedline.tables import write_json
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
 

@@ -19,8 +19,9 @@ import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 
-from breedline.files import cache_dir, new_file, write_json
+from breedline.files import cache_dir, new_file
 from breedline.report import Report
+from breedline.tables import write_json
 
 EPOCHS_KEPT = 2
 """Of one training: the last, and the one before it in case that cannot be read."""

@@ -5,7 +5,6 @@ are inputs, the keyword-only ones are outputs (and, where they have a default, o
 """
 
 import argparse
-import contextlib
 import errno
 import hashlib
 import inspect
@@ -13,13 +12,10 @@ import logging
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import psutil
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from rich.logging import RichHandler
 from ruamel.yaml import YAML
@@ -28,12 +24,11 @@ from ruamel.yaml.error import YAMLError
 from breedline.errors import BreedlineError
 from breedline.files import cache_dir, fingerprint
 from breedline.params import load_params
+from breedline.parents import end, end_with_dvc
 from breedline.progress import console
 
 PARAMS = Path("params.yaml")
-SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish"}
 ENVIRONMENT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
-TERMINATED = 128 + signal.SIGTERM
 
 
 def run(stage: Callable[..., None]) -> NoReturn:
@@ -46,8 +41,8 @@ def run(stage: Callable[..., None]) -> NoReturn:
         handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("breedline").setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, _end)
-    _end_with_dvc()
+    signal.signal(signal.SIGTERM, end)
+    end_with_dvc()
     arguments = vars(_parser(stage).parse_args())
     name = stage.__name__
     try:
@@ -131,53 +126,3 @@ def _only_one(name: str) -> AcquireReturnProxy[FileLock]:
         return FileLock(cache_dir("locks") / f"{key}-{name}.lock").acquire(blocking=False)
     except Timeout:
         raise BreedlineError("already running in this folder: wait for it to end, or end it") from None
-
-
-def _end_with_dvc() -> None:
-    """Follow the dvc that started this process: a SIGKILL of it cannot be passed on, and the orphan would write on.
-
-    A stage that was started by hand is a program like any other, and may outlive its terminal.
-    """
-    if "DVC_STAGE" not in os.environ:
-        return
-    starters = _starters()
-    if not starters:
-        _fail("the dvc that started this has ended", TERMINATED)
-
-    def watch() -> None:
-        while all(map(_lives, starters)):
-            time.sleep(0.5)
-        _end()
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _starters() -> list[psutil.Process]:
-    """The dvc that started this process, and the shell in between where there is one; none if it has ended already.
-
-    It is told from whoever adopts orphans by its process group: dvc starts a stage in its own.
-    """
-    starters = []
-    process = psutil.Process().parent()
-    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-        while process and os.getpgid(process.pid) == os.getpgrp():
-            starters.append(process)
-            if process.name() not in SHELLS:
-                return starters
-            process = process.parent()
-    return []
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _end(*_: object) -> None:
-    """End this process and its workers, at once; the next run removes what was temporary."""
-    for worker in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            worker.terminate()
-    os._exit(TERMINATED)

@@ -18,8 +18,9 @@ from filelock import FileLock
 from fsspec.callbacks import Callback
 
 from breedline.errors import BreedlineError, NetworkError
-from breedline.files import cache_dir, sha256_of, write_json
+from breedline.files import cache_dir, sha256_of
 from breedline.progress import progress
+from breedline.tables import write_json
 
 log = logging.getLogger("breedline")
 HTTP = ("http://", "https://")

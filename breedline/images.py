@@ -25,7 +25,7 @@ from typing import NamedTuple
 import PIL
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 
-from breedline.shards import FORMATS
+from breedline.formats import FORMATS
 
 MAX_PIXELS = 89_478_485
 """A larger image is refused as a decompression bomb: Pillow's own limit, a quarter of a GiB as RGB."""

@@ -20,10 +20,11 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 from breedline.errors import BreedlineError
-from breedline.files import cache_dir, link_or_copy, new_file, read_csv, write_csv
+from breedline.files import cache_dir, link_or_copy, new_file
 from breedline.images import DECODER, VERSION, Presized, Undecodable, presize_image
 from breedline.params import Presize
 from breedline.shards import PRESIZED_COLUMNS, Volume, read_at
+from breedline.tables import read_csv, write_csv
 
 PART_COLUMNS = [*PRESIZED_COLUMNS, "rejected"]
 """A cached table has the rejects too: size 0, and the reason."""

@@ -15,17 +15,14 @@ from types import TracebackType
 from typing import IO, NamedTuple
 
 import pandas as pd
-from PIL import Image
 
 from breedline.errors import BreedlineError
-from breedline.files import read_csv, write_csv
+from breedline.formats import sniff
+from breedline.tables import read_csv, write_csv
 
 INDEX = "index.csv"
 VOLUME_BYTES = 128 * 2**20
 """A volume is closed when the next file would take it over this many bytes."""
-
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
-"""What counts as an image: formats that Pillow decodes and that cannot point outside themselves."""
 
 
 class Entry(NamedTuple):
@@ -42,12 +39,6 @@ class Entry(NamedTuple):
 COLUMNS = list(Entry._fields)
 PRESIZED_COLUMNS = [*COLUMNS, "height", "width", "made", "origin"]
 """A presized set says more: the image's pixels, how it was made, and the SHA-256 of the raw file."""
-
-
-def sniff(head: bytes) -> str:
-    """The image format that the first 32 bytes declare, or "". Extensions lie; magic bytes rarely do."""
-    Image.init()
-    return next((name for name in FORMATS if (accept := Image.OPEN[name][1]) and accept(head)), "")
 
 
 class Volume:

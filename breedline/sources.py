@@ -20,8 +20,8 @@ import zstandard
 
 from breedline.errors import BreedlineError
 from breedline.fetch import HTTP, fetch, filesystem, name_of, reaching
+from breedline.formats import sniff
 from breedline.params import Download, Source
-from breedline.shards import sniff
 
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, ValueError)
 """What the archive readers raise on bytes that are not what they should be; gzip and bz2 an OSError without errno."""

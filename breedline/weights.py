@@ -9,8 +9,9 @@ from pathlib import Path
 
 from breedline.errors import BreedlineError
 from breedline.fetch import fetch, name_of
-from breedline.files import new_folder, sha256_of, write_json
+from breedline.files import new_folder, sha256_of
 from breedline.params import WEIGHTS_NOTE, Download
+from breedline.tables import write_json
 
 TORCHVISION = "https://download.pytorch.org/models/"
 IMAGENET = {

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows.plan import rows
-from flows.repo import Step, metrics
+from flows.plan import Step, rows
+from flows.repo import metrics
 
 ROWS = 500
 """Of a longer table only the beginning is shown: it is kept by the server."""

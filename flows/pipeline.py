@@ -18,8 +18,9 @@ from prefect.tasks import Task
 from breedline.errors import BreedlineError
 from flows import artifacts
 from flows.limits import create_limit
+from flows.plan import Action, Step, plan
 from flows.process import Ended, Processes
-from flows.repo import Action, Step, keep_order, plan
+from flows.repo import keep_order
 
 LEASE = 60.0
 """Seconds after which the slot of a run that was killed is free again; Prefect allows no less."""

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from breedline.errors import BreedlineError
-from flows.repo import Action, Stored, missing, plan, recorded, stored, upload
+from flows.plan import Action, plan
+from flows.remote import Stored, missing, stored, upload
+from flows.repo import recorded
 from flows.workspace import PARAMS, GitError, Workspace, git
 
 ATTEMPTS = 5

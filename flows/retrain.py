@@ -17,8 +17,10 @@ from flows import publish as transaction
 from flows.artifacts import changes
 from flows.gate import Decision, decide
 from flows.pipeline import pipeline
+from flows.plan import Action, plan
 from flows.process import Processes
-from flows.repo import Action, check_remote, has_remote, metrics, missing, plan, stored
+from flows.remote import check_remote, has_remote, missing, stored
+from flows.repo import metrics
 from flows.workspace import PARAMS, Workspace, origin_of, override, workspace
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from fastai.torch_core import set_seed
 from breedline.bundle import BundleSpec, load_bundle
 from breedline.edge import run
 from breedline.errors import BreedlineError
-from breedline.files import new_folder, read_csv, write_csv, write_json
+from breedline.files import new_folder
 from breedline.items import Item, load_items
 from breedline.learner import data_block, loss_function, pick_device
 from breedline.loader import View
@@ -22,6 +22,7 @@ from breedline.pictures import sheet_picture
 from breedline.pixels import Store
 from breedline.progress import progress
 from breedline.shards import PRESIZED_COLUMNS, ShardSet
+from breedline.tables import read_csv, write_csv, write_json
 
 log = logging.getLogger("breedline")
 SEED = 0

@@ -8,16 +8,16 @@ from typing import Any
 
 import pandas as pd
 
+from breedline.corrections import read_corrections
 from breedline.edge import run
 from breedline.errors import BreedlineError
-from breedline.files import read_csv, write_csv, write_json
 from breedline.params import Label
 from breedline.pattern import compile_pattern
 from breedline.shards import ShardSet
 from breedline.split import SPLITS, assign
+from breedline.tables import read_csv, write_csv, write_json
 
 log = logging.getLogger("breedline")
-CORRECTION = ["name", "sha256", "action", "label", "reason"]
 NOT_AN_IMAGE = "not an image"
 NO_MATCH = "no label"
 CONFLICT = "conflicting labels"
@@ -47,7 +47,7 @@ def label(params: Label, raw: Path, corrections: Path, *, labels: Path, rejected
     read = names.map(find)
     table = pd.DataFrame({"name": files["name"], "label": read.replace(params.map), "sha256": files["sha256"]})
     table["size"], table["reason"], table["detail"] = files["size"], "", ""
-    decided = _decisions(corrections)
+    decided = read_corrections(corrections)
 
     _reject(table, table["label"].isna() | (table["label"] == ""), NO_MATCH, names)
     _reject(table, files["format"] == "", NOT_AN_IMAGE, files["name"].map(lambda name: PurePosixPath(name).suffix))
@@ -124,20 +124,6 @@ def _content_of(good: pd.DataFrame, listed: set[str], params: Label) -> set[str]
 def _reject(table: pd.DataFrame, which: "pd.Series[bool]", reason: str, detail: pd.Series) -> None:
     table.loc[which, "reason"] = reason
     table.loc[which, "detail"] = detail[which]
-
-
-def _decisions(corrections: Path) -> pd.DataFrame:
-    table = read_csv(corrections, CORRECTION)
-    for number, row in enumerate(table.to_dict("records"), start=2):
-        if row["action"] not in ("relabel", "drop") or (row["action"] == "relabel") != bool(row["label"]):
-            raise BreedlineError(
-                f"{corrections}, line {number}: action {row['action']!r} with label {row['label']!r}; "
-                "write relabel and a label, or drop and none"
-            )
-    twice = table.loc[table["sha256"].duplicated(), "name"].head(3).tolist()
-    if twice:
-        raise BreedlineError(f"{corrections} decides more than once on {twice}: leave one line for each")
-    return table
 
 
 def _correct(table: pd.DataFrame, decisions: pd.DataFrame) -> int:

@@ -8,11 +8,12 @@ import pandas as pd
 
 from breedline.edge import run
 from breedline.errors import BreedlineError
-from breedline.files import new_folder, read_csv, write_csv
+from breedline.files import new_folder
 from breedline.params import Presize
 from breedline.presized import Presizer
 from breedline.progress import progress
 from breedline.shards import PRESIZED_COLUMNS, ShardSet, write_index
+from breedline.tables import read_csv, write_csv
 
 log = logging.getLogger("breedline")
 

@@ -20,7 +20,7 @@ from breedline.bundle import BundleSpec, save_bundle
 from breedline.checkpoints import Checkpoints, Resume
 from breedline.edge import run
 from breedline.errors import BreedlineError
-from breedline.files import read_csv, sha256_of, sha256_of_code, write_json
+from breedline.files import sha256_of, sha256_of_code
 from breedline.items import Item, load_items
 from breedline.learner import (
     Geometry,
@@ -44,6 +44,7 @@ from breedline.pixels import Store
 from breedline.progress import progress
 from breedline.report import Report
 from breedline.shards import INDEX
+from breedline.tables import read_csv, write_json
 
 log = logging.getLogger("breedline")
 T = TypeVar("T")

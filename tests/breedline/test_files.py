@@ -7,17 +7,8 @@ import pandas as pd
 import pytest
 
 from breedline.errors import BreedlineError
-from breedline.files import (
-    cache_dir,
-    fingerprint,
-    link_or_copy,
-    new_file,
-    new_folder,
-    read_csv,
-    sha256_of,
-    write_csv,
-    write_json,
-)
+from breedline.files import cache_dir, fingerprint, link_or_copy, new_file, new_folder, sha256_of
+from breedline.tables import read_csv, write_csv, write_json
 
 NASTY = [
     "NA",

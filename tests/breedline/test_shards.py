@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from breedline.errors import BreedlineError
-from breedline.shards import COLUMNS, FORMATS, Entry, ShardSet, Volume, pack, sniff, write_index
+from breedline.formats import FORMATS, sniff
+from breedline.shards import COLUMNS, Entry, ShardSet, Volume, pack, write_index
 
 FILES = {
     "a.txt": b"hello",

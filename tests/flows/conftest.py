@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 from s3fs import S3FileSystem
 
-from flows.repo import Action
+from flows.plan import Action
 
 ROOT = Path(__file__).parents[2]
 

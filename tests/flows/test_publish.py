@@ -12,8 +12,9 @@ from dvc.repo import Repo
 
 from breedline.errors import BreedlineError
 from flows import publish
+from flows.plan import Action, plan
 from flows.publish import Lost, changed, commit
-from flows.repo import Action, plan, stored, upload
+from flows.remote import stored, upload
 from flows.workspace import GitError, Workspace, git, override
 
 pytestmark = pytest.mark.slow

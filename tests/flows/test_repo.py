@@ -9,7 +9,8 @@ import pytest
 from dvc.repo import Repo
 
 from breedline.errors import BreedlineError
-from flows.repo import Action, keep_order, metrics, plan
+from flows.plan import Action, plan
+from flows.repo import keep_order, metrics
 
 RUN, RESTORE, UP_TO_DATE = Action.RUN, Action.RESTORE, Action.UP_TO_DATE
 DIAMOND = None  # the default of make_repository

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flows import retrain as module
-from flows.repo import stored
+from flows.remote import stored
 from flows.retrain import retrain
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from flows.repo import missing, stored
+from flows.remote import missing, stored
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,8 @@ import pytest
 from breedline.errors import BreedlineError, NetworkError
 from flows import verify_remote
 from flows.publish import verified, verify
-from flows.repo import check_remote, has_remote, metrics, recorded, stored, upload
+from flows.remote import check_remote, has_remote, stored, upload
+from flows.repo import metrics, recorded
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from breedline.errors import BreedlineError
 from breedline.files import cache_dir
 from breedline.params import ParamsError
-from flows.repo import Action, plan
+from flows.plan import Action, plan
 from flows.workspace import PARAMS, git, origin_of, override, workspace
 
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from breedline.errors import BreedlineError
-from breedline.files import read_csv
 from breedline.params import Params
 from breedline.shards import COLUMNS, pack, write_index
+from breedline.tables import read_csv
 from stages.label import label
 
 Run = Callable[..., SimpleNamespace]

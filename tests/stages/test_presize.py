@@ -16,10 +16,11 @@ from PIL import Image
 
 import breedline.presized
 from breedline.errors import BreedlineError
-from breedline.files import read_csv, sha256_of, write_csv
+from breedline.files import sha256_of
 from breedline.images import ENCODED, KEPT, RESIZED, Presized, presize_image
 from breedline.params import Params, Presize
 from breedline.shards import COLUMNS, PRESIZED_COLUMNS, ShardSet, pack, write_index
+from breedline.tables import read_csv, write_csv
 from stages.presize import presize
 
 ROOT = Path(__file__).parents[2]
