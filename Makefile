@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # `dvc` runs each stage's `python`: the one of this environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro plan serve verify-remote test test-fast test-gpu check format lock bench-presize bench-orchestration bench-cpu bench-gpu clean
+.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format lock bench-presize bench-orchestration bench-cpu bench-gpu clean
 
 repro: $(READY)
 	dvc repro
@@ -40,6 +40,10 @@ test: $(READY)
 
 test-fast: $(READY)
 	python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+
+# Campaigns of hundreds of kills and edits, of which `make test` does a short form: an hour.
+test-long: $(READY)
+	BREEDLINE_TEST_LONG=1 python -m pytest -m long --timeout 3600
 
 check: $(READY)
 	ruff check

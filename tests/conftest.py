@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from breedline.params import Params, load_params
@@ -21,6 +22,10 @@ os.environ["DO_NOT_TRACK"] = os.environ["DVC_NO_ANALYTICS"] = "1"
 os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"] = "2", "PASSIVE"
 # so all is computed on the CPU, but for `make test-gpu`
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("TEST_GPU", "")
+# `make test-long` sets it: a test marked `long` asks the fixture of that name, a property-based one does as many examples
+LONG = "BREEDLINE_TEST_LONG" in os.environ
+settings.register_profile("breedline", deadline=None, max_examples=500 if LONG else 20)
+settings.load_profile("breedline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,6 +50,12 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BREEDLINE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
+
+
+@pytest.fixture
+def long() -> bool:
+    """Whether this is `make test-long`, in which a test marked `long` does all of its campaign rather than a short form."""
+    return LONG
 
 
 @pytest.fixture
