@@ -42,7 +42,7 @@ SECONDS_OF_THE_STAGE = {"resnet50": 40}
 SWITCHES: list[dict[str, Any]] = [
     {"channels_last": False},
     {"precision": "fp32"},
-    {"data": "disk"},
+    {"keep_images": "disk"},
     {"compile": "default"},
 ]
 """What to turn round, one at a time."""
@@ -50,7 +50,7 @@ GPU_SWITCHES: list[dict[str, Any]] = [
     {"compile": "reduce-overhead"},
     {"precision": "fp16"},
     {"deterministic": True},
-    {"data": "ram"},
+    {"keep_images": "ram"},
 ]
 """And on a GPU alone, as a CPU would say that it does otherwise, or nothing."""
 START = {"imports": " when decoded: ", "images and model": " to validate, on ", "pictures and live log": " epochs of "}

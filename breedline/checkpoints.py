@@ -20,7 +20,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 
 from breedline.files import cache_dir, new_file
-from breedline.report import Report
+from breedline.history import History
 from breedline.tables import write_json
 
 EPOCHS_KEPT = 2
@@ -79,10 +79,10 @@ class Checkpoints:
 class Resume(Callback):
     """Leaves a checkpoint after each epoch; before the first one that is trained, takes up the one it was given."""
 
-    order = 65  # after the Report, whose history is part of it, and before fastai's SkipToEpoch
+    order = 65  # after History, whose record is part of a checkpoint, and before fastai's SkipToEpoch
 
-    def __init__(self, checkpoints: Checkpoints, report: Report, state: dict[str, Any] | None) -> None:
-        self.checkpoints, self.report, self.state = checkpoints, report, state
+    def __init__(self, checkpoints: Checkpoints, history: History, state: dict[str, Any] | None) -> None:
+        self.checkpoints, self.history, self.state = checkpoints, history, state
 
     def before_train(self) -> None:
         if self.state:
@@ -97,7 +97,7 @@ class Resume(Callback):
 
     def after_epoch(self) -> None:
         if getattr(self, "trained", False):  # an epoch that is skipped ends, too
-            self.checkpoints.save(len(self.report.history), {**_state(self.learn), "report": self.report.state()})
+            self.checkpoints.save(len(self.history.epochs), {**_state(self.learn), "history": self.history.state()})
 
 
 def _state(learn: Learner) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Geometry:
     std: tuple[float, ...]
 
     @property
-    def most(self) -> int:
+    def max_side(self) -> int:
         """Pixels of the shorter side of an image that are worth keeping: more would be skipped by the interpolation.
 
         The factor is that of fastai, whose transforms reduce what is larger before they interpolate.

@@ -173,8 +173,11 @@ class Train(_Section):
     channels_last: bool
     compile: Literal["none", "default", "reduce-overhead"]
     """`torch.compile` of the model, by its mode (reduce-overhead: CUDA graphs); it has to compile before each phase."""
-    data: Literal["auto", "gpu", "ram", "disk"]
-    """Where the decoded images stay; `auto`: on the GPU if they fit, else in memory, else they are decoded each time."""
+    keep_images: Literal["auto", "gpu", "ram", "disk"]
+    """Where decoded images are kept between epochs; `disk`: nowhere, each epoch decodes them again.
+
+    `auto`: on the GPU if they fit, else in memory, else on disk.
+    """
     deterministic: bool
     """On a GPU: equal numbers in every run, at some cost in speed. A CPU's are always equal."""
     seed: int

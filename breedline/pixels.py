@@ -28,7 +28,7 @@ from breedline.shards import PRESIZED_COLUMNS, ShardSet
 log = logging.getLogger("breedline")
 
 HEADROOM = 0.5
-"""The part of what is free that the images may take where `train.data` is auto: the model wants room, too."""
+"""The part of what is free that the images may take where `train.keep_images` is auto: the model wants room, too."""
 CHUNK = 256
 """Images that are decoded before they go where they are kept."""
 AHEAD = 2
@@ -64,10 +64,10 @@ class Pixels(NamedTuple):
 class Store:
     """Gives the pixels of items, from wherever they are kept."""
 
-    def __init__(self, folder: Path, device: torch.device, most: int) -> None:
-        """Of a presized shard set, its images reduced to `most` pixels of the shorter side where they are larger."""
+    def __init__(self, folder: Path, device: torch.device, max_side: int) -> None:
+        """Of a presized shard set, its images reduced to `max_side` pixels of the shorter side where they are larger."""
         self.images = ShardSet(folder, PRESIZED_COLUMNS)
-        self.device, self.most = device, most
+        self.device, self.max_side = device, max_side
         self._threads = ThreadPoolExecutor(cpu_count(), "decode")
         self._kept: Pixels | None = None
         self._rows: dict[tuple[str, int], int] = {}
@@ -140,7 +140,7 @@ class Store:
 
     def _shape(self, item: Item) -> tuple[int, int]:
         """Height and width when decoded."""
-        scale = min(1, self.most / min(item.height, item.width))
+        scale = min(1, self.max_side / min(item.height, item.width))
         return round(item.height * scale), round(item.width * scale)
 
 
@@ -156,15 +156,17 @@ def choose(wanted: str, gigabytes: float, device: torch.device) -> tuple[str, st
         BreedlineError: there is no room for them where they are wanted.
     """
     if wanted == "disk":
-        return "disk", "decoded anew in every epoch, as train.data says"
+        return "disk", "decoded anew in every epoch, as train.keep_images says"
     free = {"ram": _free_memory() / 1e9}
     if device.type == "cuda":
         free = {"gpu": torch.cuda.mem_get_info(device)[0] / 1e9, **free}
     said = " and ".join(f"{room:.1f} GB {PLACES[place]}" for place, room in free.items()) + " are free"
     if wanted in free:
         if gigabytes > free[wanted]:
-            raise BreedlineError(f"train.data {wanted}: {gigabytes:.1f} GB of images, and {said}; auto finds a place")
-        return wanted, f"kept {PLACES[wanted]}, as train.data says ({said})"
+            raise BreedlineError(
+                f"train.keep_images {wanted}: {gigabytes:.1f} GB of images, and {said}; auto finds a place"
+            )
+        return wanted, f"kept {PLACES[wanted]}, as train.keep_images says ({said})"
     if wanted == "gpu":
         said += ", and there is no CUDA GPU"
     for place, room in free.items():

@@ -78,7 +78,7 @@ def predict(
     """
     device = pick_device()
     block = data_block(presized, spec.classes, spec.geometry, spec.augment)
-    view, store = View(block.item_tfms, block.batch_tfms), Store(presized, device, spec.geometry.most)
+    view, store = View(block.item_tfms, block.batch_tfms), Store(presized, device, spec.geometry.max_side)
     model = model.to(device).to(memory_format=torch.channels_last)
     activation = loss_function(spec.loss).activation
     splits = [1] + [0] * params.tta  # fastai's number of a split decides whether a view is a random one

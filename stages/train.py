@@ -21,6 +21,7 @@ from breedline.checkpoints import Checkpoints, Resume
 from breedline.edge import run
 from breedline.errors import BreedlineError
 from breedline.files import sha256_of, sha256_of_code
+from breedline.history import History
 from breedline.items import Item, load_items
 from breedline.learner import (
     Geometry,
@@ -42,7 +43,6 @@ from breedline.params import WEIGHTS_NOTE, Train
 from breedline.pictures import batch_picture, finder_picture, loss_picture, schedule_picture
 from breedline.pixels import Store
 from breedline.progress import progress
-from breedline.report import Report
 from breedline.shards import INDEX
 from breedline.tables import read_csv, write_json
 
@@ -94,14 +94,14 @@ def train(
         {"params": params.model_dump(), "spec": spec.model_dump(), "on": [_name(device), precision, torch.__version__]}
     )
     block = data_block(presized, classes, geometry, params.augment)
-    store = Store(presized, device, most=geometry.most)
-    store.keep(items, params.data)
+    store = Store(presized, device, max_side=geometry.max_side)
+    store.keep(items, params.keep_images)
     shutil.rmtree(report, ignore_errors=True)  # written in place, so that it can be watched
     report.mkdir(parents=True)
     _describe(block, items, report / "datablock.txt")
     batch_size = min(params.batch_size, sum(item.split == "train" for item in items))
 
-    def attempt(part: int) -> tuple[Learner, Report, float, dict[str, float]]:
+    def attempt(part: int) -> tuple[Learner, History, float, dict[str, float]]:
         _seed(params, device)
         model = create_model(params.arch, len(classes))
         pretrained = load_weights(model, params.arch, weights)
@@ -124,16 +124,16 @@ def train(
         return learn, _fit(learn, params, base_lr, checkpoints, report / "live"), base_lr, rules
 
     try:
-        learn, followed, base_lr, rules = _until_it_fits(attempt, batch_size, checkpoints, device)
+        learn, history, base_lr, rules = _until_it_fits(attempt, batch_size, checkpoints, device)
     except BackendCompilerFailed as error:
         reason = " ".join(str(error).split("\n\n")[0].split())
         raise BreedlineError(
             f"train.compile: torch cannot compile here ({reason}): install a C++ compiler, or set it to none"
         ) from error
-    loss_picture(followed.history, report / "loss.png")
-    schedule_picture(followed.schedule, report / "schedule.png")
-    last = {name: value for name, value in followed.history[-1].items() if name != "learning_rate"}
-    write_json({**last, "epochs": len(followed.history), "base_lr": base_lr, "lr_find": rules}, metrics)
+    loss_picture(history.epochs, report / "loss.png")
+    schedule_picture(history.schedule, report / "schedule.png")
+    last = {name: value for name, value in history.epochs[-1].items() if name != "learning_rate"}
+    write_json({**last, "epochs": len(history.epochs), "base_lr": base_lr, "lr_find": rules}, metrics)
     save_bundle(bundle, learn.model, spec)
     if device.type == "cuda":
         log.info("train: at most %.1f GB of the GPU's memory", torch.cuda.max_memory_allocated() / 1e9)
@@ -170,7 +170,7 @@ def _seed(params: Train, device: torch.device) -> None:
         prefer_speed(device)
 
 
-def _fit(learn: Learner, params: Train, base_lr: float, checkpoints: Checkpoints, folder: Path) -> Report:
+def _fit(learn: Learner, params: Train, base_lr: float, checkpoints: Checkpoints, folder: Path) -> History:
     """Fine-tune, with a bar or lines for people and a live log for DVC; from the last checkpoint, if there is one."""
     epochs = params.freeze_epochs + params.epochs
     state = checkpoints.latest()
@@ -180,14 +180,14 @@ def _fit(learn: Learner, params: Train, base_lr: float, checkpoints: Checkpoints
         learn.no_bar(),
         learn.no_logging(),
     ):
-        report = Report(live, epochs, advance)
-        learn.add_cbs([report, Resume(checkpoints, report, state)])
+        history = History(live, epochs, advance)
+        learn.add_cbs([history, Resume(checkpoints, history, state)])
         if state:
             learn.model.load_state_dict(state["model"])
-            report.take_up(state["report"])
-            log.info("train: goes on after epoch %d of %d", len(report.history), epochs)
-        fine_tune(learn, params.freeze_epochs, params.epochs, base_lr, done=len(report.history))
-    return report
+            history.restore(state["history"])
+            log.info("train: goes on after epoch %d of %d", len(history.epochs), epochs)
+        fine_tune(learn, params.freeze_epochs, params.epochs, base_lr, done=len(history.epochs))
+    return history
 
 
 def fine_tune(learn: Learner, freeze_epochs: int, epochs: int, base_lr: float, done: int = 0) -> None:

@@ -35,7 +35,7 @@ def loaders(
     """Ours, or without `kept` fastai's; both have drawn the same random numbers so far."""
     ours: dict[str, Any] = {}
     if kept:
-        store = Store(folder, device, geometry.most)
+        store = Store(folder, device, geometry.max_side)
         store.keep(items, kept)
         ours = {"dl_type": PixelsDL, "store": store}
     set_seed(7)
@@ -88,7 +88,7 @@ def test_the_images_are_those_of_fastai(
 
 
 def test_images_that_are_much_larger_than_the_view_are_reduced_first(presized: Presized) -> None:
-    assert geometry(160, 32).most == 64
+    assert geometry(160, 32).max_side == 64
     folder, items = presized([(160, 160)] * 8)
     theirs, ours = (loaders(folder, items, geometry(160, 32), PLAIN, kept).valid.one_batch()[0] for kept in ("", "ram"))
     assert (grey_levels(ours) - grey_levels(theirs)).abs().max() < 10

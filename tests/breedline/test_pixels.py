@@ -92,10 +92,10 @@ class Free(NamedTuple):
         ("auto", CUDA, Free(3, 100), "ram", "kept in memory (3.0 GB on the GPU and 100.0 GB in memory are free)"),
         ("auto", CUDA, Free(3, 3), "disk", "decoded anew in every epoch (3.0 GB on the GPU and 3.0 GB in memory are"),
         ("auto", CPU, Free(0, 5), "ram", "kept in memory (5.0 GB in memory are free)"),
-        ("gpu", CUDA, Free(3, 100), "gpu", "kept on the GPU, as train.data says"),
+        ("gpu", CUDA, Free(3, 100), "gpu", "kept on the GPU, as train.keep_images says"),
         ("gpu", CPU, Free(3, 100), "ram", "kept in memory (100.0 GB in memory are free, and there is no CUDA GPU)"),
-        ("ram", CUDA, Free(9, 3), "ram", "kept in memory, as train.data says"),
-        ("disk", CUDA, Free(9, 9), "disk", "decoded anew in every epoch, as train.data says"),
+        ("ram", CUDA, Free(9, 3), "ram", "kept in memory, as train.keep_images says"),
+        ("disk", CUDA, Free(9, 9), "disk", "decoded anew in every epoch, as train.keep_images says"),
     ],
 )
 def test_where_two_gigabytes_are_kept(
@@ -112,7 +112,9 @@ def test_where_two_gigabytes_are_kept(
 def test_no_room_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch, wanted: str, device: Any) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1e9, 80e9))
     monkeypatch.setattr(breedline.pixels, "_free_memory", lambda: 1e9)
-    with pytest.raises(BreedlineError, match=rf"train.data {wanted}: 2.0 GB of images, and 1.0 GB .* auto finds a"):
+    with pytest.raises(
+        BreedlineError, match=rf"train.keep_images {wanted}: 2.0 GB of images, and 1.0 GB .* auto finds a"
+    ):
         choose(wanted, 2.0, device)
 
 

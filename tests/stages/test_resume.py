@@ -17,7 +17,7 @@ import torch
 from ruamel.yaml import YAML
 
 from breedline.files import sha256_of
-from breedline.report import Report
+from breedline.history import History
 
 Pipeline = Any
 
@@ -31,12 +31,12 @@ def train_until(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Callable
     """A function that trains into a folder and ends as if killed, after some whole epochs and before the next is."""
 
     def run(epochs: int, folder: Path, **settings: Any) -> None:
-        def end(report: Report) -> None:
-            if len(report.history) == epochs:
+        def end(history: History) -> None:
+            if len(history.epochs) == epochs:
                 raise Killed
 
         with monkeypatch.context() as patch:
-            patch.setattr(Report, "before_validate", end, raising=False)
+            patch.setattr(History, "before_validate", end, raising=False)
             with pytest.raises(Killed):
                 pipeline.train(folder, **settings)
 
@@ -59,7 +59,7 @@ def test_a_training_that_ended_early_goes_on_bit_for_bit(
     assert (f"train: goes on after epoch {epoch - 1} of 3" in caplog.messages) == (epoch > 1)
     assert_same(trained, again, "report/schedule.png")
     history = pd.read_csv(again / "report/live/plots/metrics/accuracy.tsv", sep="\t")
-    assert history["step"].tolist() == [0, 1, 2]
+    assert history["step"].tolist() == [1, 2, 3]
     assert not any((tmp_path / "cache/checkpoints").iterdir())
 
 
@@ -131,13 +131,13 @@ def test_a_training_in_parts_goes_on_in_parts(
 ) -> None:
     sizes = set()
 
-    def too_much(report: Report) -> None:
-        if report.training:
-            sizes.add(len(report.learn.yb[0]))
-            if len(report.learn.yb[0]) > 8:
+    def too_much(history: History) -> None:
+        if history.training:
+            sizes.add(len(history.learn.yb[0]))
+            if len(history.learn.yb[0]) > 8:
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Report, "after_pred", too_much, raising=False)
+    monkeypatch.setattr(History, "after_pred", too_much, raising=False)
     train_until(1, tmp_path, batch_size=16)
     assert sizes == {16, 8}
     sizes.clear()

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch._inductor import config as inductor
 
 from breedline.errors import BreedlineError
+from breedline.history import History
 from breedline.items import load_items
 from breedline.learner import Geometry, create_learner, create_model, data_block, loss_function
 from breedline.loader import PixelsDL
 from breedline.pixels import Store
-from breedline.report import Report
 from stages.train import fine_tune
 
 Pipeline = Any
@@ -57,7 +57,7 @@ def test_the_report_shows_the_run(trained: Path, width: Width) -> None:
     assert "Resize" in text
     assert "Normalize" in text
     history = pd.read_csv(report / "live/plots/metrics/accuracy.tsv", sep="\t")
-    assert history["step"].tolist() == [0, 1, 2]
+    assert history["step"].tolist() == [1, 2, 3]
 
 
 def test_equal_inputs_give_bit_equal_weights(pipeline: Pipeline, trained: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_the_phases_are_those_of_fine_tune(pipeline: Pipeline, monkeypatch: pyte
     geometry = Geometry(40, 32, (0.5,) * 3, (0.25,) * 3)
     block = data_block(pipeline.path("presized"), ["blue", "green", "red"], geometry, pipeline.params.train.augment)
 
-    store = Store(pipeline.path("presized"), torch.device("cpu"), geometry.most)
+    store = Store(pipeline.path("presized"), torch.device("cpu"), geometry.max_side)
 
     def train(run: Any) -> tuple[dict[str, torch.Tensor], list[Any]]:
         set_seed(1, reproducible=True)
@@ -103,10 +103,10 @@ def test_the_frozen_phase_teaches_the_head_and_the_normalisation_alone(
 ) -> None:
     seen: list[dict[str, torch.Tensor]] = []
 
-    def keep(report: Report) -> None:
-        seen.append({name: tensor.clone() for name, tensor in report.learn.model.state_dict().items()})
+    def keep(history: History) -> None:
+        seen.append({name: tensor.clone() for name, tensor in history.learn.model.state_dict().items()})
 
-    monkeypatch.setattr(Report, "before_fit", keep, raising=False)
+    monkeypatch.setattr(History, "before_fit", keep, raising=False)
     pipeline.train(tmp_path, freeze_epochs=1, epochs=1)
     before, after = seen  # of the frozen phase
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -134,14 +134,14 @@ def test_a_loss_of_its_own_for_each_class(pipeline: Pipeline, tmp_path: Path) ->
 def test_a_precision_and_a_place_for_the_images_that_the_machine_may_not_have(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
-    folder = pipeline.train(tmp_path, precision="fp16", data="gpu")
+    folder = pipeline.train(tmp_path, precision="fp16", keep_images="gpu")
     assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
 
 
 def test_where_the_images_are_kept_changes_no_number(
     pipeline: Pipeline, trained: Path, tmp_path: Path, assert_same: Callable[..., None]
 ) -> None:
-    assert_same(trained, pipeline.train(tmp_path, data="disk"), "report/show_batch.png")
+    assert_same(trained, pipeline.train(tmp_path, keep_images="disk"), "report/show_batch.png")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -154,14 +154,14 @@ def test_a_batch_that_is_too_much_is_trained_on_in_parts(
 ) -> None:
     steps, sizes = [], set()
 
-    def too_much(report: Report) -> None:
-        if report.training:
-            sizes.add(len(report.learn.yb[0]))
-        if report.training and len(report.learn.yb[0]) > 4:
+    def too_much(history: History) -> None:
+        if history.training:
+            sizes.add(len(history.learn.yb[0]))
+        if history.training and len(history.learn.yb[0]) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Report, "after_pred", too_much, raising=False)
-    monkeypatch.setattr(Report, "after_step", lambda report: steps.append(report.epoch), raising=False)
+    monkeypatch.setattr(History, "after_pred", too_much, raising=False)
+    monkeypatch.setattr(History, "after_step", lambda history: steps.append(history.epoch), raising=False)
     caplog.set_level("INFO")
     folder = pipeline.train(tmp_path, batch_size=16, precision=precision)
     assert not torch.is_autocast_enabled("cpu")
@@ -177,10 +177,10 @@ def test_a_batch_that_is_too_much_is_trained_on_in_parts(
 def test_images_that_are_too_much_two_at_a_time(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_much(report: Report) -> None:
+    def too_much(history: History) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Report, "after_pred", too_much, raising=False)
+    monkeypatch.setattr(History, "after_pred", too_much, raising=False)
     with pytest.raises(BreedlineError, match=r"memory of the CPU.* is too small for two images.*train.image_size"):
         pipeline.train(tmp_path)
 
@@ -236,8 +236,8 @@ def test_a_machine_that_cannot_compile_is_told_in_one_line(
         {"precision": "bf16"},
         {"precision": "fp16"},
         {"precision": "fp32", "deterministic": True},
-        {"data": "ram"},
-        {"data": "disk"},
+        {"keep_images": "ram"},
+        {"keep_images": "disk"},
         {"compile": "reduce-overhead"},
     ],
     ids=str,

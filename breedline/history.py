@@ -1,4 +1,4 @@
-"""What a training says while it runs: batches for the bar, a line for each epoch, and the live log that DVC plots."""
+"""What a training reports while it runs: batches for the progress bar, a log line per epoch, DVCLive's log for plots."""
 
 import logging
 import time
@@ -11,29 +11,31 @@ from fastai.callback.core import Callback
 log = logging.getLogger("breedline")
 
 
-class Report(Callback):
-    """Follows a Learner through both phases as one history."""
+class History(Callback):
+    """Records and reports both phases of a training as one run; epochs count from 1."""
 
-    order = 60  # after fastai's Recorder, whose numbers it reads
+    order = 60  # after fastai's Recorder, whose values it reads
 
-    def __init__(self, live: Live, epochs: int, advance: Callable[[int], None]) -> None:
-        self.live, self.epochs, self.advance = live, epochs, advance
+    def __init__(self, live: Live, n_epochs: int, advance: Callable[[int], None]) -> None:
+        """`n_epochs` is the total of both phases; `advance` moves the progress bar by a number of batches."""
+        self.live, self.n_epochs, self.advance = live, n_epochs, advance
+        self.live.step = 1
         self._began: float | None = None
-        self.history: list[dict[str, float]] = []
-        """One entry an epoch: train_loss, valid_loss, accuracy, learning_rate (of the head, at its end)."""
+        self.epochs: list[dict[str, float]] = []
+        """One entry per finished epoch: train_loss, valid_loss, accuracy, learning_rate (of the head, at its end)."""
         self.schedule: list[list[float]] = []
-        """One entry a step: the learning rates of the first and the last layer group, and the momentum."""
+        """One entry per training batch: learning rates of the first and the last layer group, and the momentum."""
 
     def state(self) -> dict[str, Any]:
-        """What `take_up` needs."""
-        return {"history": self.history, "schedule": self.schedule}
+        """What a checkpoint has to hold for `restore`."""
+        return {"epochs": self.epochs, "schedule": self.schedule}
 
-    def take_up(self, state: dict[str, Any]) -> None:
-        """Go on with the history of a training that was killed; the live log has it again."""
-        for epoch in state["history"]:
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue the history of an interrupted training, and write its epochs to the new live log."""
+        for epoch in state["epochs"]:
             self._log(epoch)
         self.schedule = state["schedule"]
-        self.advance(sum(self._batches() for _ in self.history))
+        self.advance(sum(self._batches() for _ in self.epochs))
 
     def before_train(self) -> None:
         self._began = time.monotonic()
@@ -45,7 +47,7 @@ class Report(Callback):
             self.schedule.append([float(hypers[0]["lr"]), float(hypers[-1]["lr"]), float(hypers[-1]["mom"])])
 
     def after_epoch(self) -> None:
-        if self._began is None:  # one that a resumed training leaves out
+        if self._began is None:  # skipped by a resumed training: fastai still ends the epoch
             return
         seconds, self._began = time.monotonic() - self._began, None
         values = dict(zip(self.recorder.metric_names[1:], self.recorder.log[1:], strict=False))
@@ -53,11 +55,11 @@ class Report(Callback):
         self._log({**epoch, "learning_rate": float(self.opt.hypers[-1]["lr"])})
         log.info(
             "epoch %d/%d: train loss %.4f, valid loss %.4f, accuracy %.4f, %.2f s",
-            *(len(self.history), self.epochs, *epoch.values(), seconds),
+            *(len(self.epochs), self.n_epochs, *epoch.values(), seconds),
         )
 
     def _log(self, epoch: dict[str, float]) -> None:
-        self.history.append(epoch)
+        self.epochs.append(epoch)
         for name, value in epoch.items():
             self.live.log_metric(name, value)
         self.live.next_step()
