@@ -22,15 +22,15 @@ repro: $(READY)
 
 # What `dvc repro` would do, stage by stage, and why.
 plan: $(READY)
-	@python -m flows.plan
+	@breedline plan
 
 # The deployments of prefect.yaml on this machine, with a Prefect server where none is configured, until Ctrl-C.
 serve: $(READY)
-	@python -m flows.serve
+	@breedline serve
 
 # What the DVC remote lacks of what dvc.lock names; sent again from the cache.
 verify-remote: $(READY)
-	@python -m flows.verify_remote
+	@breedline verify-remote $(if $(DEEP),--deep)
 
 # Side by side, a file of tests at a time; but those that look at the clock alone.
 TIMED := tests/flows/test_serve.py
@@ -85,6 +85,7 @@ $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
 
-$(READY): $(BIN)/uv requirements.txt
+$(READY): $(BIN)/uv requirements.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@

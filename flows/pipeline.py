@@ -1,7 +1,6 @@
 """dvc.yaml compiled into a flow: one task per stage, each answered or run by DVC, which stays the only record."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -145,7 +144,3 @@ def _slots(resources: list[str], run: Run) -> Iterator[None]:
             except TimeoutError:
                 run.processes.check_open()
         yield
-
-
-if __name__ == "__main__":
-    sys.exit(pipeline(return_state=True).is_failed())

@@ -1,6 +1,5 @@
 """What `dvc repro` would do with each stage, and why; changes nothing."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,7 +17,6 @@ from dvc_data.hashfile.meta import Meta
 from rich.console import Console
 from rich.table import Table
 
-from breedline.errors import BreedlineError
 from flows.policy import Policy, policy_of
 from flows.repo import flat, opened
 
@@ -164,15 +162,8 @@ def rows(steps: list[Step]) -> list[dict[str, str]]:
 
 def main() -> None:
     """Print the plan of the working folder."""
-    try:
-        steps = plan(Path())
-    except BreedlineError as error:
-        sys.exit(f"error: {error}")
+    steps = plan(Path())
     table = Table("stage", "action", "why", box=None, header_style="bold")
     for step, row in zip(steps, rows(steps), strict=True):
         table.add_row(row["stage"], f"[{STYLES[step.action]}]{row['action']}[/]", row["why"])
     Console().print(table)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""`python -m flows.serve`: the deployments of prefect.yaml on this machine, until Ctrl-C.
+"""`breedline serve`: the deployments of prefect.yaml on this machine, until Ctrl-C.
 
 Starts a Prefect server of its own where none is configured. Afterwards nothing is running and no schedule is due.
 """
@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -81,8 +80,6 @@ def main() -> None:
                     time.sleep(PAUSE)
     except KeyboardInterrupt:
         console.print("Ended.")
-    except BreedlineError as error:
-        sys.exit(f"error: {error}")
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -197,7 +194,3 @@ def _running(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[byte
                 descendant.terminate()
         for survivor in psutil.wait_procs(descendants, timeout=10)[1]:
             survivor.kill()
-
-
-if __name__ == "__main__":
-    main()

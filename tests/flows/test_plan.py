@@ -1,4 +1,4 @@
-"""`python -m flows.plan`."""
+"""`breedline plan`."""
 
 import os
 import subprocess
@@ -7,13 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-
 
 def _print_plan(folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    command = [sys.executable, "-m", "flows.plan"]
-    return subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True)
+    command = [Path(sys.executable).with_name("breedline"), "plan"]
+    return subprocess.run(command, cwd=folder, env=os.environ | {"COLUMNS": "120"}, text=True, capture_output=True)
 
 
 def test_the_command_prints_each_stage_with_what_happens_and_why(make_repository: Callable[..., Any]) -> None:

@@ -1,4 +1,4 @@
-"""The real thing: a Prefect server, a worker and schedules, as `python -m flows.serve` runs them; and what kills do."""
+"""The real thing: a Prefect server, a worker and schedules, as `breedline serve` runs them; and what kills do."""
 
 import contextlib
 import os
@@ -74,7 +74,11 @@ class Served:
         self._make()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.serve"], cwd=self.work, env=self.environment, stdout=log, stderr=log
+                [Path(sys.executable).with_name("breedline"), "serve"],
+                cwd=self.work,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
             )
 
     def _make(self) -> None:

@@ -15,7 +15,6 @@ from flows.publish import verified, verify
 from flows.remote import check_remote, has_remote, stored, upload
 from flows.repo import metrics, recorded
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
@@ -137,12 +136,12 @@ def test_the_command_line_says_what_it_found_and_did(
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_server_that_is_away_is_one_line_and_75(project: Any, monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     config = project.work / ".dvc/config"
     config.write_text(re.sub("endpointurl = .*", "endpointurl = http://127.0.0.1:9", config.read_text()))
     if not cached:
         shutil.rmtree(".dvc/cache")
-    done = subprocess.run([sys.executable, "-m", "flows.verify_remote"], text=True, capture_output=True)
+    command = [Path(sys.executable).with_name("breedline"), "verify-remote"]
+    done = subprocess.run(command, text=True, capture_output=True)
     assert done.returncode == 75, done.stderr
     assert done.stdout == ""
     assert re.fullmatch("error: DVC remote: .*\n", done.stderr)

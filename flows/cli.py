@@ -1,0 +1,134 @@
+"""The command `breedline`: one subcommand for each thing to do. Each imports what it needs only when it runs."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from breedline.errors import BreedlineError
+
+
+def plan() -> None:
+    """Show what `dvc repro` would do with each stage, and why; changes nothing."""
+    from flows.plan import main
+
+    main()
+
+
+def run(force: list[str]) -> int:
+    """Run the pipeline in this folder as a Prefect flow; the result is that of `dvc repro`."""
+    from flows.pipeline import pipeline
+
+    return int(pipeline(force=tuple(force), return_state=True).is_failed())
+
+
+def retrain(ref: str, overrides: list[tuple[str, Any]], force: list[str], publish: bool) -> int:
+    """Run the pipeline in a private clone of this folder's origin, and publish what passes the gate if asked to."""
+    from flows.retrain import retrain
+
+    state = retrain(ref=ref, overrides=dict(overrides), force=force, publish=publish, return_state=True)
+    return int(state.is_failed())
+
+
+def watch(ref: str, deployment: str) -> int:
+    """Start a retraining if a source has changed since the last look."""
+    from flows.watch import watch
+
+    return int(watch(ref=ref, deployment=deployment, return_state=True).is_failed())
+
+
+def serve() -> None:
+    """Run the deployments of prefect.yaml on this machine, with a Prefect server of its own, until Ctrl-C."""
+    from flows.serve import main
+
+    main()
+
+
+def verify_remote() -> int:
+    """Ask the DVC remote for every object that dvc.lock names, and send again from the cache what it lacks."""
+    from flows.verify_remote import main
+
+    return main()
+
+
+def completion(shell: str) -> None:
+    """Print what completes the command in a shell; for bash: `eval "$(breedline completion bash)"`."""
+    import shtab
+
+    print(shtab.complete(_parser(), shell))
+
+
+def main() -> NoReturn:
+    """Run one subcommand, and exit with its code: 0, an expected error's own, 2 for a mistake in the command itself."""
+    arguments = vars(_parser().parse_args())
+    command: Callable[..., int | None] = arguments.pop("command")
+    os.environ["PATH"] = (
+        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # dvc and prefect, as `python`
+    )
+    try:
+        sys.exit(command(**arguments))
+    except BreedlineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="breedline", description="Images whose file names carry the label in, a versioned classifier out."
+    )
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(command: Callable[..., int | None]) -> argparse.ArgumentParser:
+        """A subcommand of the function's name and docstring; its options are the function's parameters."""
+        text = command.__doc__
+        name = command.__name__.replace("_", "-")
+        subparser = subparsers.add_parser(name, help=text, description=text)
+        subparser.set_defaults(command=command)
+        return subparser
+
+    force: dict[str, Any] = {
+        "action": "append",
+        "default": [],
+        "metavar": "STAGE",
+        "help": "run it although nothing has changed",
+    }
+    add(plan)
+    add(run).add_argument("--force", **force)
+    command = add(retrain)
+    command.add_argument("--ref", default="main", help="a branch; without --publish, a tag or commit will do (main)")
+    command.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        type=_setting,
+        metavar="KEY=VALUE",
+        help="another setting, such as train.epochs=20; may be given again",
+    )
+    command.add_argument("--force", **force)
+    command.add_argument("--publish", action="store_true", help="send the data to the DVC remote, then push a commit")
+    command = add(watch)
+    command.add_argument("--ref", default="main", help="a branch (main)")
+    command.add_argument("--deployment", default="retrain/on-demand", help="what to start (retrain/on-demand)")
+    add(serve)
+    add(verify_remote)
+    add(completion).add_argument("shell", choices=["bash", "zsh", "tcsh"])
+    return parser
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """`train.epochs=20` as ("train.epochs", 20): the value is YAML, as in params.yaml."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    key, equals, value = text.partition("=")
+    try:
+        if key and equals:
+            return key, YAML(typ="safe").load(value)
+    except YAMLError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as train.epochs=20")
