@@ -81,7 +81,7 @@ def _workspace(folder: Path, params: Params, *archives: Path) -> Path:
     """A working folder whose params.yaml downloads `archives`."""
     sources = [{"url": str(archive)} for archive in archives]
     settings = params.model_dump() | {"presize": SETTINGS.model_dump()}
-    settings["download"] |= {"sources": sources, "weights": "none"}
+    settings["download"] |= {"sources": sources}
     folder.mkdir()
     (folder / "params.yaml").write_text(json.dumps(settings))  # which is YAML, too
     return folder
@@ -94,7 +94,7 @@ def _memory(folder: Path) -> dict[str, float]:
 
 def _run(stage: str, folder: Path) -> float:
     options = {
-        "download": ["--arch=resnet18", "--raw=raw", "--weights=weights"],
+        "download": ["--raw=raw"],
         "presize": ["--raw=raw", "--labels=labels.csv", "--presized=presized", f"--workers={WORKERS}"],
     }
     environment = os.environ | {"PYTHONPATH": str(ROOT), "BREEDLINE_CACHE": str(folder / "cache")}

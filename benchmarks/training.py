@@ -87,9 +87,11 @@ def _prepare(folder: Path, pictures: list[bytes], images: int, params: Params) -
     for file in sorted((folder / "files").iterdir()):
         file.rename(file.with_name(f"class{int(file.stem) % CLASSES:02d}_{file.name}"))
     sections = params.model_dump()
-    sections["download"] |= {"sources": [{"url": str(archive)}], "weights": "none"}
+    sections["download"] |= {"sources": [{"url": str(archive)}]}
+    sections["weights"] |= {"source": "none"}
     write_json(sections, folder / "params.yaml")  # which is YAML, too
-    _stage(folder, "download", "--arch=resnet18", "--raw=raw", "--weights=weights")
+    _stage(folder, "download", "--raw=raw")
+    _stage(folder, "weights", "--arch=resnet18", "--weights=weights")
     table = ShardSet(folder / "raw").index[["name", "sha256"]]
     numbers = table["name"].str.extract(r"(\d+)")[0].astype(int)
     labels = "class" + (numbers % CLASSES).map("{:02d}".format)

@@ -6,7 +6,6 @@ all of it at once. The model is a pretrained body with a new head, trained in th
 """
 
 import difflib
-import json
 import logging
 import struct
 from dataclasses import dataclass
@@ -40,7 +39,8 @@ from torch import nn
 
 from breedline.errors import BreedlineError
 from breedline.items import Item
-from breedline.params import WEIGHTS_NOTE, Augment
+from breedline.params import Augment
+from breedline.pretrained import read_note
 from breedline.shards import PRESIZED_COLUMNS, ShardSet
 
 log = logging.getLogger("breedline")
@@ -135,15 +135,15 @@ def statistics(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def load_weights(model: nn.Module, arch: str, folder: Path) -> bool:
-    """Put the pretrained weights that the download stage left in `folder` into the body; whether there are any.
+    """Put the pretrained weights that the weights stage left in `folder` into the body; whether there are any.
 
     Raises:
         BreedlineError: they are not those of `arch`.
     """
-    note = json.loads((folder / WEIGHTS_NOTE).read_text("utf-8"))
-    if note["file"] is None:
+    note = read_note(folder)
+    if note.file is None:
         return False
-    file = folder / note["file"]
+    file = folder / note.file
     body = model[0]  # type: ignore[index]
     try:
         # weights_only: numbers, never code
@@ -167,7 +167,7 @@ def load_weights(model: nn.Module, arch: str, folder: Path) -> bool:
     ) as error:  # the last three: torch.load
         reason = str(error).strip().splitlines()[-1].strip()
         raise BreedlineError(
-            f"the weights {note['url']} are not those of {arch} ({reason}): mend download.weights"
+            f"the weights {note.url} are not those of {arch} ({reason}): mend weights.source"
         ) from error
     return True
 

@@ -51,24 +51,11 @@ class Source(_Section):
         return {"url": value} if isinstance(value, str) else value
 
 
-class Weights(_Section):
-    """Pretrained weights from a place of one's own: a state dict as safetensors or as a torch file."""
-
-    url: str = Field(min_length=1)
-    sha256: Sha256 | None = None
-
-
-WEIGHTS_NOTE = "weights.json"
-"""What the download stage leaves beside the weights, to tell the train stage whose they are."""
-
-
 class Download(_Section):
     """Settings of the download stage."""
 
     sources: list[Source] = Field(min_length=1)
     """New data is a new entry at the end: the volumes of the earlier ones keep their bytes."""
-    weights: Literal["none", "imagenet"] | Weights
-    """`imagenet` for the architecture that train names, `none`, or `{url, sha256}`."""
     timeout: float = Field(gt=0)
     """Seconds without a byte before the connection is given up and tried again."""
     max_files: Positive
@@ -77,6 +64,22 @@ class Download(_Section):
     """A source that unpacks to more is refused."""
     max_ratio: float = Field(gt=0)
     """An archive that unpacks to more than this many times its size is refused: images hardly compress."""
+
+
+class WeightsFile(_Section):
+    """Pretrained weights from a place of one's own: a state dict as safetensors or as a torch file."""
+
+    url: str = Field(min_length=1)
+    sha256: Sha256 | None = None
+
+
+class Weights(_Section):
+    """Settings of the weights stage."""
+
+    source: Literal["none", "imagenet"] | WeightsFile
+    """`imagenet` for the architecture that train names, `none` to start from random ones, or `{url, sha256}`."""
+    timeout: float = Field(gt=0)
+    """Seconds without a byte before the connection is given up and tried again."""
 
 
 class Label(_Section):
@@ -209,6 +212,7 @@ class Params(_Section):
     """The whole of params.yaml."""
 
     download: Download
+    weights: Weights
     label: Label
     presize: Presize
     train: Train
@@ -260,4 +264,4 @@ def _describe(error: ValidationError) -> list[str]:
 def _keys(model: type[BaseModel]) -> set[str]:
     inner = [f.annotation for f in model.model_fields.values() if isinstance(f.annotation, type)]
     sections = [section for section in inner if issubclass(section, BaseModel)]
-    return set(model.model_fields).union(*map(_keys, sections), Source.model_fields, Weights.model_fields)
+    return set(model.model_fields).union(*map(_keys, sections), Source.model_fields, WeightsFile.model_fields)

@@ -1,17 +1,18 @@
-"""Pretrained weights, fetched and pinned with the data, so that training needs no network.
+"""Pretrained weights, fetched and pinned before training, which then needs no network.
 
-Nothing here imports torch: what the files hold is the train stage's business.
+This module does not import torch: the train stage reads what the files hold.
 """
 
 import difflib
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from breedline.errors import BreedlineError
 from breedline.fetch import fetch, name_of
 from breedline.files import new_folder, sha256_of
-from breedline.params import WEIGHTS_NOTE, Download
-from breedline.tables import write_json
+from breedline.params import Weights
+from breedline.pretrained import Pretrained, write_note
 
 TORCHVISION = "https://download.pytorch.org/models/"
 IMAGENET = {
@@ -36,24 +37,30 @@ IMAGENET = {
 TIMM = "https://huggingface.co/timm/{arch}/resolve/main/model.safetensors"
 
 
-def fetch_weights(params: Download, arch: str, folder: Path) -> None:
+MAX_BYTES = 20e9
+"""Larger weights are refused; the largest of timm's have 11 GB."""
+
+
+def fetch_weights(params: Weights, arch: str, folder: Path) -> None:
     """Put the weights that `params` names for `arch` into `folder`, with a note of what they are.
 
     Raises:
         BreedlineError: no weights are known for `arch`, or they are not as pinned.
     """
     with new_folder(folder) as new:
-        if params.weights == "none":
-            write_json({"arch": arch, "file": None}, new / WEIGHTS_NOTE)
+        if params.source == "none":
+            write_note(Pretrained(arch=arch), new)
             return
-        if params.weights == "imagenet":
+        if params.source == "imagenet":
             url, sha256 = _imagenet(arch)
         else:
-            url, sha256 = params.weights.url, params.weights.sha256
-        local = fetch(url, sha256, timeout=params.timeout, max_bytes=params.max_total_gb * 1e9)
-        name = name_of(url)
-        shutil.copyfile(local, new / name)
-        write_json({"arch": arch, "file": name, "url": url, "sha256": sha256_of(new / name)}, new / WEIGHTS_NOTE)
+            url, sha256 = params.source.url, params.source.sha256
+        local = fetch(url, sha256, timeout=params.timeout, max_bytes=MAX_BYTES)
+        file: Literal["weights.safetensors", "weights.pth"] = (
+            "weights.safetensors" if name_of(url).endswith(".safetensors") else "weights.pth"
+        )
+        shutil.copyfile(local, new / file)
+        write_note(Pretrained(arch=arch, file=file, url=url, sha256=sha256_of(new / file)), new)
 
 
 def _imagenet(arch: str) -> tuple[str, str | None]:

@@ -1,4 +1,4 @@
-"""Fetch, verify and repack the sources: the only stage that touches the network."""
+"""Fetch, verify and repack the images: with the weights stage, the only one that touches the network."""
 
 from pathlib import Path
 
@@ -10,19 +10,17 @@ from breedline.params import Download
 from breedline.progress import progress
 from breedline.shards import Entry, pack, write_index
 from breedline.sources import members
-from breedline.weights import fetch_weights
 
 
-def download(params: Download, arch: str, *, raw: Path, weights: Path) -> None:
-    """Pack the files of every source into the shard set `raw`, and the pretrained weights of `arch` into `weights`.
+def download(params: Download, *, raw: Path) -> None:
+    """Pack the files of every source into the shard set `raw`.
 
     The volumes of a source depend on that source alone, so a further source leaves the earlier volumes as they were.
 
     Raises:
-        BreedlineError: a source or the weights are not there, not whole, not as pinned, or over a cap.
+        BreedlineError: a source is not there, not whole, not as pinned, or over a cap.
         NetworkError: a server did not answer; what has arrived is kept for the next run.
     """
-    fetch_weights(params, arch, weights)
     with new_folder(raw) as folder, progress("pack files", None) as advance:
         entries: list[Entry] = []
         for number, source in enumerate(params.sources):

@@ -39,9 +39,10 @@ from breedline.learner import (
     statistics,
 )
 from breedline.loader import PixelsDL
-from breedline.params import WEIGHTS_NOTE, Train
+from breedline.params import Train
 from breedline.pictures import batch_picture, finder_picture, loss_picture, schedule_picture
 from breedline.pixels import Store
+from breedline.pretrained import NOTE
 from breedline.progress import progress
 from breedline.shards import INDEX
 from breedline.tables import read_csv, write_json
@@ -79,7 +80,7 @@ def train(
     _check(items, classes)
     device = pick_device()
     geometry = Geometry(item_size, params.image_size, *statistics(params.arch))
-    data = {"labels": labels, "presized": presized / INDEX, "weights": weights / WEIGHTS_NOTE}
+    data = {"labels": labels, "presized": presized / INDEX, "weights": weights / NOTE}
     spec = BundleSpec(
         arch=params.arch,
         classes=classes,

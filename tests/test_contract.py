@@ -169,7 +169,7 @@ def test_what_a_stage_says_to_prefect_is_understood(name: str) -> None:
 def test_a_mistake_in_a_label_is_never_tried_again_and_the_network_is() -> None:
     policies = {name: policy_of(name, stage["meta"]) for name, stage in STAGES.items()}
     assert [name for name in STAGES if BreedlineError.exit_code in policies[name].retry_on] == []
-    assert [name for name in STAGES if NetworkError.exit_code in policies[name].retry_on] == ["download"]
+    assert [name for name in STAGES if NetworkError.exit_code in policies[name].retry_on] == ["download", "weights"]
     assert policies["label"].retries == 0
     assert policies["train"].retry_on == [137, 143]
 

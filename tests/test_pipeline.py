@@ -30,7 +30,7 @@ from ruamel.yaml import YAML
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 TRACKED = ["dvc.yaml", "data/corrections.csv", ".dvc/config", ".dvcignore", ".gitignore"]
-STAGES = ["download", "label", "presize", "train", "evaluate"]
+STAGES = ["download", "weights", "label", "presize", "train", "evaluate"]
 COLOURS = {"blue": (40, 60, 200), "green": (40, 200, 60), "red": (200, 40, 60)}
 PICTURES_PER_CLASS = 12
 
@@ -137,7 +137,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
     pictures.write_bytes(_pictures())
     shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
     project = Project(folder)
-    project.set("download", sources=[str(pictures)], weights="none")
+    project.set("download", sources=[str(pictures)])
     project.set(
         "label", pattern=r"(?P<label>[a-z]+)_\d+\.jpg", classes=3, min_per_class=4, valid_pct=0.25, test_pct=0.25
     )
@@ -188,6 +188,11 @@ def test_an_experiment_runs_what_its_setting_concerns(project: Project) -> None:
     assert changed == ("evaluate.top_k", {"old": 3, "new": 2, "diff": -1})
     metrics = project.json("dvc", "metrics", "diff", "--json")["metrics/evaluate.json"]
     assert {"test.top_2_accuracy", "test.top_3_accuracy"} <= set(metrics)
+
+
+def test_another_architecture_fetches_weights_and_no_images(project: Project) -> None:
+    project.set("train", arch="resnet34")
+    assert set(project.json("dvc", "status", "--json")) == {"weights", "train"}
 
 
 def _rows(table: Path) -> list[dict[str, str]]:

@@ -49,7 +49,7 @@ def test_an_unknown_architecture_suggests_near_names(arch: str, near: str) -> No
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_pretrained_weights_fill_the_body_and_leave_the_head(suffix: str) -> None:
     whole = TORCHVISION["resnet18"](weights=None)
-    file = weights("w" + suffix) / ("w" + suffix)
+    file = weights("weights" + suffix) / ("weights" + suffix)
     torch.save(whole.state_dict(), file) if suffix == ".pth" else save_file(whole.state_dict(), file)
     model = create_model("resnet18", 2)
     head = [parameter.clone() for parameter in model[1].parameters()]  # type: ignore[index]
@@ -62,7 +62,7 @@ def test_pretrained_weights_fill_the_body_and_leave_the_head(suffix: str) -> Non
 def test_timm_weights_fill_the_body() -> None:
     model = create_model("test_resnet", 2)
     state = {name: torch.ones_like(value.float()) for name, value in model[0].model.state_dict().items()}  # type: ignore[index]
-    save_file(state, weights("w.safetensors") / "w.safetensors")
+    save_file(state, weights("weights.safetensors") / "weights.safetensors")
     assert load_weights(model, "test_resnet", Path("weights"))
     loaded = model[0].model.state_dict()  # type: ignore[index,union-attr]
     assert all(torch.equal(loaded[name].float(), state[name]) for name in loaded)
@@ -72,6 +72,13 @@ def test_no_weights_are_no_weights() -> None:
     assert not load_weights(create_model("resnet18", 2), "resnet18", weights(None))
 
 
+@pytest.mark.parametrize("file", ["../canary.pth", "{here}/canary.pth", "other.pth"])
+def test_a_note_of_weights_leads_to_no_other_file(file: str) -> None:
+    torch.save(TORCHVISION["resnet18"](weights=None).state_dict(), "canary.pth")
+    with pytest.raises(BreedlineError, match=r"weights\.json is missing or damaged"):
+        load_weights(create_model("resnet18", 2), "resnet18", weights(file.format(here=Path.cwd())))
+
+
 class Code:
     def __reduce__(self) -> tuple[object, ...]:
         return Path.touch, (Path("executed"),)
@@ -79,7 +86,7 @@ class Code:
 
 @pytest.mark.parametrize("content", ["other", "code", "junk"])
 def test_weights_that_do_not_fit_are_refused(content: str) -> None:
-    file = weights("w.pth") / "w.pth"
+    file = weights("weights.pth") / "weights.pth"
     if content == "other":
         torch.save(TORCHVISION["resnet34"](weights=None).state_dict(), file)
     else:

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from breedline.errors import BreedlineError
-from breedline.params import Download, Params, Weights
+from breedline.params import Params, Weights, WeightsFile
 from breedline.weights import IMAGENET, TORCHVISION, fetch_weights
 
 FOLDER = Path("weights")
 
 
 @pytest.fixture
-def params(defaults: Params) -> Download:
-    return defaults.download
+def params(defaults: Params) -> Weights:
+    return defaults.weights
 
 
 @pytest.fixture
@@ -33,55 +33,55 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, st
     return calls
 
 
-def ask(params: Download, weights: str | Weights, arch: str = "resnet18") -> dict[str, Any]:
+def ask(params: Weights, source: str | WeightsFile, arch: str = "resnet18") -> dict[str, Any]:
     """The note that fetching these weights leaves."""
-    fetch_weights(params.model_copy(update={"weights": weights}), arch, FOLDER)
+    fetch_weights(params.model_copy(update={"source": source}), arch, FOLDER)
     return json.loads((FOLDER / "weights.json").read_text())
 
 
-def test_no_weights_are_noted(params: Download, asked: list[Any]) -> None:
-    assert ask(params, "none") == {"arch": "resnet18", "file": None}
+def test_no_weights_are_noted(params: Weights, asked: list[Any]) -> None:
+    assert ask(params, "none") == {"arch": "resnet18", "file": None, "url": None, "sha256": None}
     assert asked == []
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-def test_weights_of_ones_own_are_copied(params: Download, tmp_path: Path, pinned: bool) -> None:
+def test_weights_of_ones_own_are_copied(params: Weights, tmp_path: Path, pinned: bool) -> None:
     file = tmp_path / "mine.safetensors"
     file.write_bytes(b"weights")
     sha256 = hashlib.sha256(b"weights").hexdigest()
-    note = ask(params, Weights(url=str(file), sha256=sha256 if pinned else None))
-    assert note == {"arch": "resnet18", "file": file.name, "url": str(file), "sha256": sha256}
-    assert (FOLDER / file.name).read_bytes() == b"weights"
+    note = ask(params, WeightsFile(url=str(file), sha256=sha256 if pinned else None))
+    assert note == {"arch": "resnet18", "file": "weights.safetensors", "url": str(file), "sha256": sha256}
+    assert (FOLDER / "weights.safetensors").read_bytes() == b"weights"
 
 
-def test_other_weights_than_pinned_leave_the_earlier_ones(params: Download, tmp_path: Path) -> None:
+def test_other_weights_than_pinned_leave_the_earlier_ones(params: Weights, tmp_path: Path) -> None:
     ask(params, "none")
     (tmp_path / "mine.pth").write_bytes(b"weights")
     with pytest.raises(BreedlineError, match=r"mine\.pth has sha256 .* not 0000"):
-        ask(params, Weights(url=str(tmp_path / "mine.pth"), sha256="0" * 64))
+        ask(params, WeightsFile(url=str(tmp_path / "mine.pth"), sha256="0" * 64))
     assert [path.name for path in FOLDER.iterdir()] == ["weights.json"]
 
 
-def test_new_weights_take_the_place_of_the_old(params: Download, asked: list[Any]) -> None:
-    ask(params, Weights(url="https://host/old.pth"))
-    ask(params, Weights(url="https://host/new.pth?download=true"))
-    assert sorted(path.name for path in FOLDER.iterdir()) == ["new.pth", "weights.json"]
+def test_new_weights_take_the_place_of_the_old(params: Weights, asked: list[Any]) -> None:
+    ask(params, WeightsFile(url="https://host/old.pth"))
+    ask(params, WeightsFile(url="https://host/new.safetensors?download=true"))
+    assert sorted(path.name for path in FOLDER.iterdir()) == ["weights.json", "weights.safetensors"]
 
 
-def test_imagenet_weights_are_pinned_by_their_name(params: Download, asked: list[Any]) -> None:
-    assert ask(params, "imagenet", "resnet34")["file"] == "resnet34-b627a593.pth"
+def test_imagenet_weights_are_pinned_by_their_name(params: Weights, asked: list[Any]) -> None:
+    assert ask(params, "imagenet", "resnet34")["file"] == "weights.pth"
     assert asked == [(TORCHVISION + "resnet34-b627a593.pth", "b627a593")]
 
 
-def test_a_tagged_architecture_is_one_of_timm(params: Download, asked: list[Any]) -> None:
+def test_a_tagged_architecture_is_one_of_timm(params: Weights, asked: list[Any]) -> None:
     note = ask(params, "imagenet", "convnext_tiny.in12k_ft_in1k")
     ((url, _),) = asked
     assert "timm/convnext_tiny.in12k_ft_in1k/" in url
-    assert (note["file"], note["arch"]) == ("model.safetensors", "convnext_tiny.in12k_ft_in1k")
+    assert (note["file"], note["arch"]) == ("weights.safetensors", "convnext_tiny.in12k_ft_in1k")
 
 
 @pytest.mark.parametrize(("arch", "hint"), [("resnet43", "did you mean resnet34"), ("vit_tiny", "add the tag")])
-def test_an_unknown_architecture_names_what_helps(params: Download, asked: list[Any], arch: str, hint: str) -> None:
+def test_an_unknown_architecture_names_what_helps(params: Weights, asked: list[Any], arch: str, hint: str) -> None:
     with pytest.raises(BreedlineError, match=f"'{arch}'.*{hint}"):
         ask(params, "imagenet", arch)
     assert asked == []

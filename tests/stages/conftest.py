@@ -16,6 +16,7 @@ from breedline.params import Params, Source, load_params
 from stages.download import download
 from stages.label import label
 from stages.presize import presize
+from stages.weights import weights
 
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
 IMAGES_PER_CLASS = 60
@@ -89,7 +90,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     (folder / "corrections.csv").write_text("name,sha256,action,label,reason\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BREEDLINE_CACHE", str(folder / "cache"))
-        download(params.download, "resnet18", raw=folder / "raw", weights=folder / "weights")
+        download(params.download, raw=folder / "raw")
+        weights(params.weights, "resnet18", weights=folder / "weights")
         label(
             params.label,
             folder / "raw",

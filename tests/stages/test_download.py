@@ -23,7 +23,7 @@ from breedline.shards import INDEX, ShardSet
 from stages.download import download
 
 ROOT = Path(__file__).parents[2]
-RAW, WEIGHTS = Path("raw"), Path("weights")
+RAW = Path("raw")
 Run = Callable[..., dict[str, bytes]]
 
 
@@ -43,7 +43,7 @@ def run(defaults: Params) -> Run:
     def run(*urls: Path | str, **settings: Any) -> dict[str, bytes]:
         sources = [Source(url=str(url)) for url in urls]
         params: Download = defaults.download.model_copy(update={"sources": sources, **settings})
-        download(params, "resnet18", raw=RAW, weights=WEIGHTS)
+        download(params, raw=RAW)
         return raw()
 
     return run
@@ -133,7 +133,7 @@ def test_a_failing_run_leaves_the_earlier_one(run: Run, tmp_path: Path) -> None:
     with pytest.raises(BreedlineError, match=r"pets\.zip"):
         run("digits", archive)
     assert raw() == first
-    assert sorted(path.name for path in Path.cwd().iterdir()) == ["raw", "weights"]
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["raw"]
 
 
 def test_nothing_but_the_outputs_appears(run: Run, tmp_path: Path) -> None:
@@ -142,10 +142,9 @@ def test_nothing_but_the_outputs_appears(run: Run, tmp_path: Path) -> None:
     assert files == {
         "pets.tgz",
         *(f"work/raw/{name}" for name in ("00-00000.tar", "01-00000.tar", INDEX)),
-        "work/weights/weights.json",
     }
 
 
 def test_the_light_stages_start_without_torch() -> None:
-    code = "import stages.download, stages.label, stages.presize, sys; print({'torch', 'torchvision', 'fastai'} & {*sys.modules})"
+    code = "import stages.download, stages.weights, stages.label, stages.presize, sys; print({'torch', 'torchvision', 'fastai'} & {*sys.modules})"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "set()\n"
