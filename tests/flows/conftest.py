@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from prefect.testing.utilities import prefect_test_harness
 from s3fs import S3FileSystem
 
 from flows.plan import Action
+from tests.flows.served import Served, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -252,3 +254,16 @@ def prefect_server() -> Iterator[str]:
     """The address of a Prefect server that flows in this process report to; it takes 17 s to start."""
     with prefect_test_harness(server_startup_timeout=90):
         yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The project, served; one for each file of tests."""
+    served = Served(tmp_path_factory.mktemp("served"))
+    until(lambda: "Serving" in served.log.read_text() or served.process.poll() is not None)
+    try:
+        yield served
+    finally:
+        if served.process.poll() is None:
+            served.process.send_signal(signal.SIGINT)
+            served.process.wait(60)
