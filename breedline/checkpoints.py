@@ -1,16 +1,18 @@
-"""Where a training is after each epoch, so that a killed one goes on from there, bit for bit.
+"""A checkpoint after each epoch, from which a killed training resumes bit for bit (on a GPU: nearly so).
 
-Checkpoints lie outside DVC's outputs, which are removed before a stage runs, under a hash of all that the training
-depends on: equal inputs go on exactly where they were, anything else starts clean. They hold tensors and plain values,
-which are read without executing code.
+Checkpoints lie outside DVC's outputs, which are removed before a stage runs, in a folder named by a hash of all that
+the training depends on: equal inputs resume, anything else starts from scratch. Beside each file lies its SHA-256, for
+torch.load does not notice flipped bits; a file that differs from its SHA-256 is left out. Files hold tensors and plain
+values, which are read without executing code.
 """
 
-import contextlib
 import hashlib
 import json
+import logging
 import random
 import shutil
-import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +21,23 @@ import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 
-from breedline.files import cache_dir, new_file
+from breedline.files import cache_dir, new_file, sha256_of
 from breedline.history import History
 from breedline.tables import write_json
 
+log = logging.getLogger("breedline")
+
 EPOCHS_KEPT = 2
-"""Of one training: the last, and the one before it in case that cannot be read."""
+"""Checkpoints kept per training: the last, and the one before it in case the last is damaged."""
 TRAININGS_KEPT = 4
-"""That have not finished, the one at work included."""
+"""Unfinished trainings whose checkpoints are kept, the running one included."""
 
 
 class Checkpoints:
     """The checkpoints of one training."""
 
     def __init__(self, inputs: dict[str, Any]) -> None:
-        """`inputs` is everything that the training depends on, in values that JSON knows."""
+        """`inputs` is everything that the training depends on, as values that JSON can hold."""
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
         trainings = cache_dir("checkpoints")
         self.folder = trainings / key
@@ -43,43 +47,73 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
 
     def latest(self) -> dict[str, Any] | None:
-        """The last one that can be read; None where there is none."""
+        """The state in the newest undamaged checkpoint, or None if there is none."""
         for path in reversed(self._epochs()):
-            if zipfile.is_zipfile(path):  # torch takes anything else for a format of long ago
-                with contextlib.suppress(RuntimeError):  # it was whole when it was written, so the disk is not
-                    state: dict[str, Any] = torch.load(path, "cpu", weights_only=True)
-                    return state
-            path.unlink()
+            if _undamaged(path):
+                state: dict[str, Any] = torch.load(path, "cpu", weights_only=True)
+                return state
         return None
 
     def save(self, epoch: int, state: dict[str, Any]) -> None:
-        """Keep the state after `epoch` epochs, those of both phases counted."""
-        with new_file(self.folder / f"{epoch:06d}.pt") as temporary:
+        """Keep the state after `epoch` epochs, counted over both phases."""
+        with _new_file_with_sha256(self.folder / f"{epoch:06d}.pt") as temporary:
             torch.save(state, temporary)
         for old in self._epochs()[:-EPOCHS_KEPT]:
             old.unlink()
+            _sha256_file(old).unlink(missing_ok=True)
 
     def noted(self, name: str) -> Any:
-        """What was kept by `note`; None where nothing was."""
+        """The value stored by `note`, or None if there is none or its file is damaged."""
         path = self.folder / f"{name}.json"
-        return json.loads(path.read_text("utf-8")) if path.is_file() else None
+        return json.loads(path.read_text("utf-8")) if path.is_file() and _undamaged(path) else None
 
     def note(self, name: str, value: Any) -> None:
-        """Keep a value for as long as the checkpoints."""
-        write_json(value, self.folder / f"{name}.json")
+        """Store a small value beside the checkpoints, to be removed with them."""
+        with _new_file_with_sha256(self.folder / f"{name}.json") as temporary:
+            write_json(value, temporary)
 
     def clear(self) -> None:
-        """The training has finished."""
+        """Remove the checkpoints: the training has finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _epochs(self) -> list[Path]:
         return sorted(self.folder.glob("*.pt"))
 
 
-class Resume(Callback):
-    """Leaves a checkpoint after each epoch; before the first one that is trained, takes up the one it was given."""
+@contextmanager
+def _new_file_with_sha256(path: Path) -> Iterator[Path]:
+    with new_file(path) as temporary:
+        yield temporary
+        # written before the file gets its name, so that a kill in between leaves no file without a SHA-256
+        _sha256_file(path).write_text(sha256_of(temporary), "ascii")
 
-    order = 65  # after History, whose record is part of a checkpoint, and before fastai's SkipToEpoch
+
+def _sha256_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _undamaged(path: Path) -> bool:
+    recorded = _sha256_file(path)
+    if recorded.is_file() and recorded.read_bytes() == sha256_of(path).encode():
+        return True
+    log.warning("train: checkpoint %s is damaged (its sha256 differs): going on without it", path.name)
+    return False
+
+
+class Resume(Callback):
+    """Saves a checkpoint after each epoch, and restores the given one before the first epoch that is not skipped.
+
+    A training resumed after epoch k runs through the same calls as an uninterrupted one (stages.train.fine_tune), but
+    `fit(start_epoch=k)` makes fastai's SkipToEpoch cancel the first k epochs. The order of what happens then:
+
+    1. `Checkpoints.latest()` reads the state; the model's weights and the History are restored at once.
+    2. `freeze` / `unfreeze` create the optimizer of the phase, and `fit` its schedule over all epochs of the phase.
+    3. Skipped epochs end without `before_train` or `after_train`, so nothing is restored or saved in them.
+    4. The first `before_train` restores all else: optimizer, moving average of the loss, every RNG state. Not earlier,
+       because step 2 clears the optimizer's state and resets the average.
+    """
+
+    order = 65  # after History, whose record is part of a checkpoint, and before SkipToEpoch
 
     def __init__(self, checkpoints: Checkpoints, history: History, state: dict[str, Any] | None) -> None:
         self.checkpoints, self.history, self.state = checkpoints, history, state
@@ -87,7 +121,7 @@ class Resume(Callback):
     def before_train(self) -> None:
         if self.state:
             _restore(self.learn, self.state)
-            if self.epoch == 0:  # a phase begins with a clean optimizer and a clean average
+            if self.epoch == 0:  # the checkpoint ended the frozen phase; the next one starts with a fresh optimizer
                 self.learn.opt.clear_state()
                 self.recorder.smooth_loss.reset()
             self.state = None
@@ -96,14 +130,14 @@ class Resume(Callback):
         self.trained = True
 
     def after_epoch(self) -> None:
-        if getattr(self, "trained", False):  # an epoch that is skipped ends, too
+        if getattr(self, "trained", False):  # not in a skipped epoch, which fastai ends like any other
             self.checkpoints.save(len(self.history.epochs), {**_state(self.learn), "history": self.history.state()})
 
 
 def _state(learn: Learner) -> dict[str, Any]:
-    """All that decides how the training goes on: model, optimizer, every source of chance; and the loss's moving average.
+    """All that decides how the training goes on: weights, optimizer, every RNG state, moving average of the loss.
 
-    The optimizer's hyper-parameters are not among it: the schedule sets them at every step.
+    Hyper-parameters of the optimizer (learning rates, momentum) are left out: the schedule sets them at every step.
     """
     average = learn.recorder.smooth_loss
     name, words, *rest = np.random.get_state(legacy=True)
@@ -111,7 +145,7 @@ def _state(learn: Learner) -> dict[str, Any]:
         "model": learn.model.state_dict(),
         "optimizer": learn.opt.state_dict()["state"],
         "average": {"val": average.val.as_subclass(torch.Tensor), "count": average.count},
-        "chance": {
+        "rng": {
             "python": random.getstate(),
             "loader": learn.dls.train.rng.getstate(),
             "numpy": (name, torch.from_numpy(np.asarray(words, dtype=np.int64)), *rest),
@@ -125,10 +159,10 @@ def _restore(learn: Learner, state: dict[str, Any]) -> None:
     learn.model.load_state_dict(state["model"])
     learn.opt.load_state_dict({**learn.opt.state_dict(), "state": state["optimizer"]})
     vars(learn.recorder.smooth_loss).update(state["average"])
-    chance = state["chance"]
-    random.setstate(chance["python"])
-    learn.dls.train.rng.setstate(chance["loader"])
-    name, words, *rest = chance["numpy"]
+    rng = state["rng"]
+    random.setstate(rng["python"])
+    learn.dls.train.rng.setstate(rng["loader"])
+    name, words, *rest = rng["numpy"]
     np.random.set_state((name, words.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(chance["torch"])
-    torch.cuda.set_rng_state_all(chance["cuda"])
+    torch.set_rng_state(rng["torch"])
+    torch.cuda.set_rng_state_all(rng["cuda"])

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -5,33 +6,77 @@ import pytest
 import torch
 
 from breedline.checkpoints import Checkpoints
+from breedline.files import sha256_of
+
+
+def save_epochs(last: int) -> Checkpoints:
+    checkpoints = Checkpoints({"seed": 1})
+    for epoch in range(1, last + 1):
+        checkpoints.save(epoch, {"epoch": epoch, "weights": torch.arange(64.0)})
+    return checkpoints
+
+
+def flip(path: Path, position: int, bits: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= bits
+    path.write_bytes(data)
 
 
 def test_the_last_two_epochs_are_kept_and_the_last_one_is_read() -> None:
-    checkpoints = Checkpoints({"seed": 1})
-    assert checkpoints.latest() is None
-    for epoch in range(1, 5):
-        checkpoints.save(epoch, {"epoch": epoch, "weights": torch.ones(2)})
-    assert [path.name for path in sorted(checkpoints.folder.iterdir())] == ["000003.pt", "000004.pt"]
+    assert Checkpoints({"seed": 1}).latest() is None
+    names = {path.name for path in save_epochs(4).folder.iterdir()}
+    assert names == {"000003.pt", "000003.pt.sha256", "000004.pt", "000004.pt.sha256"}
     latest = Checkpoints({"seed": 1}).latest()
     assert latest
     assert latest["epoch"] == 4
 
 
-def test_other_inputs_know_nothing_of_it() -> None:
+def test_other_inputs_have_checkpoints_of_their_own() -> None:
     Checkpoints({"seed": 1, "lr": 0.1}).save(1, {})
     assert Checkpoints({"seed": 2, "lr": 0.1}).latest() is None
     assert Checkpoints({"lr": 0.1, "seed": 1}).latest() == {}
 
 
-@pytest.mark.parametrize("keep", [0, 20, 1000, -1000, -1])
-def test_one_that_is_cut_short_gives_way_to_the_one_before(keep: int) -> None:
-    checkpoints = Checkpoints({})
-    for epoch in (1, 2):
-        checkpoints.save(epoch, {"epoch": epoch})
-    last = checkpoints.folder / "000002.pt"
-    last.write_bytes(last.read_bytes()[:keep])
-    assert checkpoints.latest() == {"epoch": 1}
+@pytest.mark.parametrize("name", ["000002.pt", "000002.pt.sha256"])
+def test_any_flipped_byte_is_noticed(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    folder = save_epochs(2).folder
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    size = len(whole[folder / name])
+    positions = range(size) if size < 300 else [*range(0, size, 7), size - 1]
+    for position in positions:
+        for path, data in whole.items():
+            path.write_bytes(data)
+        flip(folder / name, position, 1 << position % 8)
+        caplog.clear()
+        latest = Checkpoints({"seed": 1}).latest()
+        assert latest, position
+        assert latest["epoch"] == 1, position
+        assert caplog.messages == ["train: checkpoint 000002.pt is damaged (its sha256 differs): going on without it"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(pytest.param(lambda path, n=n: path.write_bytes(path.read_bytes()[:n]), id=f"cut {n}") for n in (0, 20, -1)),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes() + b"\0"), id="longer"),
+        pytest.param(lambda path: path.with_name(path.name + ".sha256").unlink(), id="no sha256"),
+    ],
+)
+def test_a_damaged_one_gives_way_to_the_one_before(damage: Callable[[Path], object]) -> None:
+    checkpoints = save_epochs(3)
+    damage(checkpoints.folder / "000003.pt")
+    latest = checkpoints.latest()
+    assert latest
+    assert latest["epoch"] == 2
+    checkpoints.save(3, {"epoch": 3})
+    assert checkpoints.latest() == {"epoch": 3}
+
+
+def test_where_all_are_damaged_the_training_starts_anew() -> None:
+    checkpoints = save_epochs(2)
+    for path in checkpoints.folder.glob("*.pt"):
+        flip(path, 100, 1)
+    assert checkpoints.latest() is None
 
 
 def test_code_is_not_executed(tmp_path: Path) -> None:
@@ -39,8 +84,10 @@ def test_code_is_not_executed(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[object, ...]:
             return Path.touch, (tmp_path / "done",)
 
-    checkpoints = Checkpoints({})
-    torch.save({"model": Evil()}, checkpoints.folder / "000001.pt")
+    checkpoints = save_epochs(1)
+    path = checkpoints.folder / "000001.pt"
+    torch.save({"model": Evil()}, path)
+    path.with_name("000001.pt.sha256").write_text(sha256_of(path))
     with pytest.raises(UnpicklingError):
         checkpoints.latest()
     assert not (tmp_path / "done").exists()
@@ -56,7 +103,15 @@ def test_notes_live_as_long_as_the_checkpoints() -> None:
     assert Checkpoints({}).noted("lr_find") is None
 
 
-def test_the_trainings_that_are_kept_are_few() -> None:
+def test_a_damaged_note_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    checkpoints = Checkpoints({})
+    checkpoints.note("part", 16)
+    flip(checkpoints.folder / "part.json", 0, ord("1") ^ ord("3"))
+    assert checkpoints.noted("part") is None
+    assert caplog.messages == ["train: checkpoint part.json is damaged (its sha256 differs): going on without it"]
+
+
+def test_only_a_few_trainings_are_kept() -> None:
     for seed in range(9):
         Checkpoints({"seed": seed}).save(1, {"seed": seed})
     kept = [seed for seed in range(9) if (Checkpoints({"seed": seed}).folder / "000001.pt").exists()]
