@@ -7,6 +7,7 @@ folder that has one is whole.
 """
 
 import hashlib
+import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -21,6 +22,10 @@ from breedline.formats import sniff
 from breedline.tables import read_csv, write_csv
 
 INDEX = "index.csv"
+VOLUME_NAME = re.compile(r"[0-9]{2,6}-[0-9]{5,9}\.tar")
+"""What `pack` calls its volumes. No other name in an index is opened or written: it could lead out of the folder."""
+LEADS_OUT = re.compile(r"^/|(^|/)\.\.(/|$)")
+"""A file name that `tar xf` would put outside of where it unpacks."""
 VOLUME_BYTES = 128 * 2**20
 """A volume is closed when the next file would take it over this many bytes."""
 
@@ -39,6 +44,8 @@ class Entry(NamedTuple):
 COLUMNS = list(Entry._fields)
 PRESIZED_COLUMNS = [*COLUMNS, "height", "width", "made", "origin"]
 """A presized set says more: the image's pixels, how it was made, and the SHA-256 of the raw file."""
+INTEGERS = ["offset", "size", "height", "width"]
+"""The columns that hold numbers, not text."""
 
 
 class Volume:
@@ -51,7 +58,13 @@ class Volume:
         self._tar = tarfile.TarFile(path, "w", format=tarfile.PAX_FORMAT, copybufsize=2**20)
 
     def add(self, name: str, file: IO[bytes], size: int) -> Entry:
-        """Append the `size` bytes of `file`; they are hashed on their way, never held whole."""
+        """Append the `size` bytes of `file`; they are hashed on their way, never held whole.
+
+        Raises:
+            BreedlineError: `name` leads out of the folder in which the volume is unpacked.
+        """
+        if LEADS_OUT.search(name):
+            raise BreedlineError(f"a file is called {name!r}, which leads out of its folder: give it another name")
         info = tarfile.TarInfo(name)
         info.size, info.mode = size, 0o644
         reader = _HashingReader(file)
@@ -104,21 +117,47 @@ class ShardSet:
     """A shard set to read from: `index` is its table, `read` gives the bytes of one row."""
 
     def __init__(self, folder: Path, columns: list[str] = COLUMNS) -> None:
-        """Open the set in `folder`. Raises BreedlineError when it has no index or a volume is missing or short."""
+        """Open the set in `folder`; its index is checked, as it may come from anywhere.
+
+        Raises:
+            BreedlineError: there is no index, or it names what is no volume of this set, or bytes that it lacks.
+        """
         self.folder = folder
         if not (folder / INDEX).is_file():
             raise BreedlineError(f"{folder} holds no whole shard set: run `dvc repro`, or `dvc checkout` to restore it")
-        integers = [c for c in columns if c in ("offset", "size", "height", "width")]
-        self.index = read_csv(folder / INDEX, columns, integers)
-        ends = (self.index["offset"] + self.index["size"]).groupby(self.index["shard"]).max()
-        for shard, end in ends.items():
-            path = folder / str(shard)
-            if not path.is_file() or path.stat().st_size < end:
-                raise BreedlineError(f"{path} is missing or cut short: `dvc checkout` restores it")
+        self.index = read_csv(folder / INDEX, columns, [column for column in columns if column in INTEGERS])
+        sizes = {shard: self._size_of(shard) for shard in self.index["shard"].unique()}
+        outside = self.index.loc[~lies_within(self.index, self.index["shard"].map(sizes).astype("int64")), "shard"]
+        if len(outside):
+            raise BreedlineError(
+                f"{folder / outside.iloc[0]} is cut short, or {folder / INDEX} is damaged: `dvc checkout` restores both"
+            )
+
+    def _size_of(self, shard: str) -> int:
+        """The bytes of a volume that the index names."""
+        path = self.folder / shard
+        if not VOLUME_NAME.fullmatch(shard):
+            raise BreedlineError(
+                f"{self.folder / INDEX} is damaged: {shard[:80]!r} is no volume of a shard set; `dvc checkout` restores it"
+            )
+        if path.is_symlink():
+            raise BreedlineError(
+                f"{path} is a link, which could lead anywhere: set DVC's cache.type to reflink,copy and run "
+                "`dvc checkout --relink`"
+            )
+        if not path.is_file():
+            raise BreedlineError(f"{path} is missing: `dvc checkout` restores it")
+        return path.stat().st_size
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
         """The `size` bytes at `offset` of volume `shard`."""
         return read_at(self.folder / shard, offset, size)
+
+
+def lies_within(table: pd.DataFrame, volume_bytes: "int | pd.Series[int]") -> "pd.Series[bool]":
+    """Whether each row's bytes (offset, size) lie within a volume of `volume_bytes`."""
+    # offset + size could overflow; where the difference does, one of the first two is false
+    return (table["offset"] >= 0) & (table["size"] >= 0) & (table["size"] <= volume_bytes - table["offset"])
 
 
 def read_at(volume: Path, offset: int, size: int) -> bytes:

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -150,8 +151,77 @@ def test_a_set_with_a_missing_or_short_volume_does_not_open(tmp_path: Path, pack
     volume.unlink()
     if left is not None:
         volume.write_bytes(content[:left])
-    with pytest.raises(BreedlineError, match=rf"^.*{volume.name} is missing or cut short: `dvc checkout` restores it$"):
+    damage = "is missing: `dvc checkout` restores it" if left is None else "is cut short, or .* restores both"
+    with pytest.raises(BreedlineError, match=rf"^.*{volume.name} {damage}$"):
         ShardSet(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "../outside/00-00000.tar",
+        "ABSOLUTE",
+        "sub/00-00000.tar",
+        "./00-00000.tar",
+        "index.csv",
+        "",
+        ".",
+        "00-00000.tar\n",
+        "00-0000\u0660.tar",  # a digit to some, none of ours
+        "9" * 300 + "-00000.tar",
+    ],
+)
+def test_only_volumes_of_our_own_naming_are_read(tmp_path: Path, pack_set: Pack, shard: str) -> None:
+    pack_set(tmp_path / "outside", FILES)
+    entries = pack_set(tmp_path / "set", FILES)
+    (tmp_path / "set" / "sub").mkdir()
+    shutil.copy(tmp_path / "set" / "00-00000.tar", tmp_path / "set" / "sub" / "00-00000.tar")
+    shard = str(tmp_path / "outside" / "00-00000.tar") if shard == "ABSOLUTE" else shard
+    write_index(pd.DataFrame([*entries[:-1], entries[-1]._replace(shard=shard)], columns=COLUMNS), tmp_path / "set")
+    with pytest.raises(BreedlineError, match=r"index\.csv is damaged: .* is no volume of a shard set; `dvc checkout`"):
+        ShardSet(tmp_path / "set")
+
+
+def test_a_volume_that_is_a_link_is_not_followed(tmp_path: Path, pack_set: Pack) -> None:
+    pack_set(tmp_path / "set", FILES)
+    (tmp_path / "set" / "00-00000.tar").rename(tmp_path / "secret")
+    (tmp_path / "set" / "00-00000.tar").symlink_to(tmp_path / "secret")
+    with pytest.raises(BreedlineError, match=r"00-00000\.tar is a link, .*: set DVC's cache\.type to reflink,copy"):
+        ShardSet(tmp_path / "set")
+
+
+LARGEST = 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("offset", -1),
+        ("offset", LARGEST),  # with the size it overflows to something below zero
+        ("offset", -LARGEST - 1),
+        ("size", -1),
+        ("size", LARGEST),
+        ("size", -LARGEST - 1),
+        ("size", 10**5),
+    ],
+)
+def test_an_image_that_lies_outside_of_its_volume_is_damage(
+    tmp_path: Path, pack_set: Pack, column: str, value: int
+) -> None:
+    entries = pack_set(tmp_path / "set", FILES)
+    table = pd.DataFrame(entries, columns=COLUMNS)
+    table.loc[2, column] = value
+    write_index(table, tmp_path / "set")
+    with pytest.raises(
+        BreedlineError, match=r"^.*00-00000\.tar is cut short, or .*index\.csv is damaged: `dvc checkout`"
+    ):
+        ShardSet(tmp_path / "set")
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a/.."])
+def test_a_volume_holds_nothing_that_would_unpack_outside(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BreedlineError, match="leads out of its folder"):
+        list(pack([(name, 1, io.BytesIO(b"x"))], tmp_path, "00"))
 
 
 def test_a_set_of_nothing_opens(tmp_path: Path, pack_set: Pack) -> None:
