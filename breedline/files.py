@@ -9,12 +9,21 @@ from pathlib import Path
 
 import platformdirs
 
+from breedline.errors import BreedlineError
+
 
 def cache_dir(name: str) -> Path:
-    """The per-machine folder `name`: $BREEDLINE_CACHE, else the user's cache folder. Safe to delete at any time."""
+    """The folder `name` of this machine's cache ($BREEDLINE_CACHE, else the user's). Safe to delete at any time.
+
+    Raises:
+        BreedlineError: there is a file in its place.
+    """
     root = os.environ.get("BREEDLINE_CACHE") or platformdirs.user_cache_dir("breedline")
-    folder = Path(root).expanduser() / name
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder = Path(root).expanduser() / name
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, RuntimeError) as error:  # the last: of expanduser, no such user
+        raise BreedlineError(f"BREEDLINE_CACHE is {root}, which is no folder ({error}): set it to a folder") from error
     return folder
 
 

@@ -1,31 +1,44 @@
-"""CSV tables that keep their text, and JSON: the same bytes on every system."""
+"""CSV tables that keep their text, and JSON: the same bytes on every system.
+
+A spreadsheet runs a cell that begins like a formula, and names and labels come from images of any origin. Our tables
+put an apostrophe before such a text, which a spreadsheet takes as text and `read_csv` removes again.
+"""
 
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pandas as pd
 
 from breedline.errors import BreedlineError
 from breedline.files import new_file
 
+FORMULA = r"[=+\-@\t\r\n]"
+"""How a cell begins that a spreadsheet may run (OWASP, "CSV injection")."""
+
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write `table` without its row numbers; the same bytes on every system."""
-    text = table.to_csv(index=False, lineterminator="\n")
-    if "\r" in text:  # which csv leaves bare, although readers take it for the end of the line
-        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    """Write `table` without its row numbers, each text that begins like a formula after an apostrophe."""
+    # text that has apostrophes before the formula gets one more, so that read_csv may always remove one
+    table = _changed(table, f"'*{FORMULA}", lambda texts: "'" + texts)
+    # csv leaves a carriage return bare, although readers take it for the end of the line
+    returns = any(texts.str.contains("\r", regex=False, na=False).any() for _, texts in _texts(table).items())
+    quoting: Any = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
     with new_file(path) as temporary:
-        temporary.write_text(text, "utf-8", newline="")
+        table.to_csv(temporary, index=False, lineterminator="\n", quoting=quoting)
 
 
 def read_csv(
     file: Path | IO[bytes], columns: Iterable[str], integers: Iterable[str] = (), where: str = ""
 ) -> pd.DataFrame:
     """Read a table as text, whatever it says: a class may be called "NA", "null" or "007".
+
+    An apostrophe before a text that begins like a formula is not part of it, in tables that people write, too: `'-x`
+    is read as `-x`, `''-x` as `'-x`; `'t Hof` stays as it is.
 
     Args:
         integers: columns of whole numbers.
@@ -37,15 +50,37 @@ def read_csv(
     where = where or str(file)
     types = defaultdict(lambda: "str", dict.fromkeys(integers, "int64"))
     try:
-        table = pd.read_csv(file, dtype=types, keep_default_na=False)
+        with np.errstate(invalid="ignore"):  # a number that is infinite; the ValueError says it better
+            table = pd.read_csv(file, dtype=types, keep_default_na=False)
         if not isinstance(table.index, pd.RangeIndex):
             raise ValueError("a line has more values than the first")
-        if missing := [column for column in columns if column not in table]:
-            raise BreedlineError(f"{where} lacks the column {', '.join(missing)}; it has {', '.join(map(str, table))}")
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise BreedlineError(f"{where} is not a CSV table ({reason}): save it as UTF-8, comma-separated") from error
+    except (ValueError, OverflowError, IsADirectoryError) as error:
+        raise BreedlineError(
+            f"{where} is not a CSV table ({_one_line(error)}): save it as UTF-8, comma-separated"
+        ) from error
+    if missing := [column for column in columns if column not in table]:
+        found = _one_line(", ".join(map(str, table)))
+        raise BreedlineError(f"{where} lacks the column {', '.join(missing)}; it has {found}")
+    return _changed(table, f"'+{FORMULA}", lambda texts: texts.str[1:])
+
+
+def _texts(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns that hold text."""
+    return table.select_dtypes(["object", "string"])
+
+
+def _changed(table: pd.DataFrame, pattern: str, change: Callable[[pd.Series], pd.Series]) -> pd.DataFrame:
+    """`table` with those texts changed that begin as `pattern` says."""
+    for name, texts in _texts(table).items():
+        which = texts.str.match(pattern, na=False)
+        if which.any():
+            table = table.assign(**{str(name): texts.mask(which, change(texts[which]))})
     return table
+
+
+def _one_line(said: object) -> str:
+    words = " ".join(str(said).split())
+    return words if len(words) <= 200 else words[:200] + "…"
 
 
 def write_json(value: Any, path: Path) -> None:

@@ -1,3 +1,4 @@
+import csv
 import io
 import os
 import shutil
@@ -5,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from breedline.errors import BreedlineError
 from breedline.files import cache_dir, fingerprint, link_or_copy, new_file, new_folder, sha256_of
@@ -99,6 +102,40 @@ def test_a_table_comes_back_as_the_text_it_was(tmp_path: Path) -> None:
     assert back.to_dict("list") == table.to_dict("list")
 
 
+BEGINNING = st.sampled_from(["", "'", "''"]), st.sampled_from(["", *"=+-@\t\r\n"])
+TEXT = st.tuples(*BEGINNING, st.text(st.characters(codec="utf-8", exclude_characters="\0"))).map("".join)
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1))
+def test_any_text_comes_back_and_none_begins_like_a_formula(rows: list[tuple[str, str]]) -> None:
+    table = pd.DataFrame(rows, columns=["name", "label"]).assign(size=-1)
+    write_csv(table, Path("table.csv"))
+    assert read_csv(Path("table.csv"), table, integers=["size"]).to_dict("list") == table.to_dict("list")
+    with Path("table.csv").open(encoding="utf-8", newline="") as file:
+        cells = [cell for row in csv.DictReader(file) for cell in (row["name"], row["label"])]
+    assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))] == []
+    assert len(cells) == 2 * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("=1+1", "'=1+1"),
+        ("-1", "'-1"),
+        ("@a", "'@a"),
+        ("'=1", "''=1"),
+        ("''+", "'''+"),
+        ("'t Hof", "'t Hof"),
+        ("a=1", "a=1"),
+        ("", ""),
+    ],
+)
+def test_text_that_begins_like_a_formula_has_an_apostrophe_before_it(text: str, written: str) -> None:
+    write_csv(pd.DataFrame({"name": [text, "x"], "number": [-1.5, 2]}), Path("table.csv"))
+    assert Path("table.csv").read_text() == f"name,number\n{written},-1.5\nx,2.0\n"
+    assert read_csv(Path("table.csv"), ["name"])["name"].tolist() == [text, "x"]
+
+
 def test_an_ordinary_table_is_written_without_quotes_and_with_line_feeds(tmp_path: Path) -> None:
     write_csv(pd.DataFrame({"name": ["a b.jpg"], "size": [3]}), tmp_path / "table.csv")
     assert (tmp_path / "table.csv").read_bytes() == b"name,size\na b.jpg,3\n"
@@ -144,6 +181,11 @@ def test_every_missing_column_is_named() -> None:
         b"name,size\nx,1\ny,2,3\n",
         b"name,size\nx,y.jpg,1\n",  # all lines are longer than the first: pandas would shift the columns
         b"name,size\nx,many\n",
+        b"name,size\nx,\n",
+        b"name,size\nx,1.5\n",
+        b"name,size\nx,1e400\n",
+        b"name,size\nx," + b"9" * 20 + b"\n",
+        b"name,size\nx," + b"9" * 5000 + b"\n",
     ],
 )
 def test_what_is_no_table_is_one_clear_line(tmp_path: Path, content: bytes) -> None:
@@ -153,6 +195,37 @@ def test_what_is_no_table_is_one_clear_line(tmp_path: Path, content: bytes) -> N
         read_csv(path, ["name", "size"], integers=["size"])
     assert str(caught.value).startswith(f"{path} is not a CSV table (")
     assert "\n" not in str(caught.value)
+
+
+ODD = st.sampled_from([b'"', b",", b"\n", b"\r", b"\0", b"\xff", b"1e400", b"9" * 30, b"-", b"nan", b"'", b" "])
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9), st.one_of(ODD, st.binary())), min_size=1))
+def test_a_damaged_table_is_read_or_refused_in_one_line(damage: list[tuple[int, int, bytes]]) -> None:
+    content = b'name,size,label\na.jpg,100,cat\n"b, c.jpg",7,dog\n'
+    for start, length, odd in damage:
+        content = content[:start] + odd + content[start + length :]
+    try:
+        table = read_csv(io.BytesIO(content), ["name", "size"], integers=["size"], where="it")
+    except BreedlineError as error:
+        assert str(error).startswith("it ")
+        assert "\n" not in str(error)
+    else:
+        assert table["size"].dtype == "int64"
+        assert all(isinstance(name, str) for name in table["name"])
+
+
+def test_a_folder_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(BreedlineError, match=r" is not a CSV table \(.*Is a directory"):
+        read_csv(tmp_path, ["name"])
+
+
+def test_a_table_of_odd_columns_is_told_in_one_short_line() -> None:
+    text = '"odd\nname' + "x" * 9999 + '",size\na,1\n'
+    with pytest.raises(BreedlineError, match=r"^it lacks the column name; it has odd name") as caught:
+        read_csv(io.BytesIO(text.encode()), ["name"], where="it")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 def test_json_keeps_its_words_and_knows_no_nan(tmp_path: Path) -> None:
@@ -188,6 +261,14 @@ def test_a_fingerprint_tells_of_a_touch_and_of_a_newcomer(tmp_path: Path) -> Non
     touched = fingerprint([tmp_path / "folder"])
     (tmp_path / "folder" / "newcomer").touch()
     assert len({str(state) for state in (before, touched, fingerprint([tmp_path / "folder"]))}) == 3
+
+
+@pytest.mark.parametrize("path", ["file", "file/deeper", "~no such user/cache"])
+def test_a_cache_that_cannot_be_a_folder_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    Path("file").touch()
+    monkeypatch.setenv("BREEDLINE_CACHE", path)
+    with pytest.raises(BreedlineError, match=rf"^BREEDLINE_CACHE is {path}, .*: set it to a folder"):
+        cache_dir("thing")
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
