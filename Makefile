@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # `dvc` runs each stage's `python`: the one of this environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format lock bench-presize bench-orchestration bench-cpu bench-gpu clean
+.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock bench-presize bench-orchestration bench-cpu bench-gpu clean
 
 repro: $(READY)
 	dvc repro
@@ -54,6 +54,10 @@ check: $(READY)
 # The tests that need a CUDA GPU, on the first one.
 test-gpu: $(READY)
 	TEST_GPU=0 python -m pytest -m gpu
+
+# docs/pipeline.svg, from dvc.yaml.
+picture: $(READY)
+	python docs/draw_pipeline.py
 
 format: $(READY)
 	ruff check --fix

@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import importlib.util
 import inspect
 import re
 import shlex
@@ -218,24 +217,3 @@ def test_the_pins_name_no_place() -> None:
     text = (ROOT / "requirements.txt").read_text("utf-8")
     assert "://" not in text
     assert " @ " not in text
-
-
-def _commands(path: Path) -> Iterator[str]:
-    """What a Markdown file tells to run: its fenced blocks (of a console, what stands behind the prompt), `and this`."""
-    text = path.read_text("utf-8")
-    for kind, block in re.findall(r"^```(sh|bash|console)\n(.*?)^```", text, re.M | re.S):
-        for line in block.splitlines():
-            if kind != "console" or line.startswith("$ "):
-                yield line.removeprefix("$ ").partition("# ")[0]
-    yield from re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
-
-
-def test_what_the_readme_and_the_makefile_call_exists() -> None:
-    makefile = (ROOT / "Makefile").read_text("utf-8")
-    targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.M))
-    readme = list(_commands(ROOT / "README.md"))
-    assert readme
-    made = {target for line in readme for target in re.findall(r"\bmake (?:[A-Z_]+=\S+ )*([a-z][\w-]*)", line)}
-    assert made - targets == set()
-    run = {module for line in [*readme, makefile] for module in re.findall(r"\bpython\S* -m ([\w.]+)", line)}
-    assert {module for module in run if importlib.util.find_spec(module) is None} == set()
