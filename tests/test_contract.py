@@ -186,6 +186,12 @@ def test_a_deployment_is_a_flow_with_these_parameters(deployment: dict[str, Any]
     assert started in {deployment["name"] for deployment in DEPLOYMENTS}
 
 
+def test_what_is_installed_is_every_package() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"benchmarks"}
+    assert set(tool["setuptools"]["packages"]) == set(tool["importlinter"]["root_packages"]) == packages
+
+
 def _direct_requirements() -> Iterator[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
