@@ -21,14 +21,16 @@ from breedline.errors import BreedlineError, NetworkError
 from breedline.files import cache_dir, sha256_of
 from breedline.progress import progress
 from breedline.tables import write_json
+from breedline.urls import redacted
 
 log = logging.getLogger("breedline")
+logging.getLogger("httpx").setLevel(logging.WARNING)  # below, it logs every url whole, with its secrets
 HTTP = ("http://", "https://")
 FAILURES_IN_A_ROW = 5
 """Attempts that get no further than the ones before, until a download is given up."""
 BACKOFF = 0.5
 """Seconds before another attempt; doubled for each failure in a row."""
-HOPELESS = (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.TooManyRedirects)
+HOPELESS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.TooManyRedirects)
 """What asking again cannot mend."""
 
 
@@ -71,7 +73,7 @@ def fetch(url: str, sha256: str | None, *, timeout: float, max_bytes: float) -> 
 def _check(path: Path, url: str, sha256: str | None) -> None:
     found = sha256_of(path)
     if not sha256:
-        log.info("%s: sha256 is %s; put it into params.yaml to pin the data", url, found)
+        log.info("%s: sha256 is %s; put it into params.yaml to pin the data", redacted(url), found)
     elif not found.startswith(sha256):
         raise BreedlineError(
             f"{url} has sha256 {found}, not {sha256} as expected: "
@@ -139,7 +141,7 @@ def _copy(url: str, target: Path, max_bytes: float) -> Path:
     with reaching(url):
         size = fs.info(path)["size"] or 0
         _refuse_above(url, size, max_bytes)
-        with progress(f"download {name_of(url)}", size, in_bytes=True) as advance:
+        with progress(f"download {name_of(redacted(url))}", size, in_bytes=True) as advance:
             fs.get_file(path, str(part), callback=_Advance(advance))
     return part
 
@@ -174,6 +176,8 @@ class _Download:
             while True:
                 try:
                     return self._attempt(self._had())
+                except httpx.InvalidURL as error:  # which may quote a part of the password
+                    raise BreedlineError(f"{self.url} is not a valid url: mend it in params.yaml") from error
                 except HOPELESS as error:
                     raise BreedlineError(f"{self.url}: {error}: mend the url in params.yaml") from error
                 except (httpx.TransportError, _TryAgain) as error:
@@ -185,7 +189,7 @@ class _Download:
                         raise NetworkError(
                             f"{self.url}: {why} ({failures} times in a row): what has arrived is kept; try again later"
                         ) from error
-                    log.info("%s: %s; trying again", self.url, why)
+                    log.info("%s: %s; trying again", redacted(self.url), redacted(why))
                     time.sleep(BACKOFF * 2**failures)
 
     def _had(self) -> int:
@@ -207,11 +211,9 @@ class _Download:
                 self._receive_rest(answer, had, begun)
                 return self.part
             if status in (408, 425, 429) or status >= 500:
-                raise _TryAgain(f"the server answered {status} {answer.reason_phrase}")
+                raise _TryAgain(_answered(answer))
             if status != httpx.codes.OK:
-                raise BreedlineError(
-                    f"{self.url}: the server answered {status} {answer.reason_phrase}: mend the url in params.yaml"
-                )
+                raise BreedlineError(f"{self.url}: {_answered(answer)}: mend the url in params.yaml")
             length = answer.headers.get("Content-Length")
             self._receive(answer, 0, int(length) if length else None)
         return self.part
@@ -232,10 +234,12 @@ class _Download:
     def _receive(self, answer: httpx.Response, had: int, total: int | None) -> None:
         _refuse_above(self.url, total or 0, self.max_bytes)
         size = had
-        name = f"download {name_of(self.url)}"
+        name = f"download {name_of(redacted(self.url))}"
         with self.part.open("ab" if had else "wb") as file, progress(name, total, in_bytes=True) as advance:
             if not had:  # after the old bytes are gone, before the new ones come: the note is about what is there
-                write_json({"url": self.url, "validator": _validator(answer), "size": total}, _note(self.part))
+                write_json(
+                    {"url": redacted(self.url), "validator": _validator(answer), "size": total}, _note(self.part)
+                )
             advance(had)
             for chunk in answer.iter_raw():
                 file.write(chunk)
@@ -244,6 +248,11 @@ class _Download:
                 _refuse_above(self.url, size, self.max_bytes)
         if total is not None and size != total:
             raise _TryAgain(f"{size} of {total} bytes arrived")
+
+
+def _answered(answer: httpx.Response) -> str:
+    """The status and the standard's words for it: the server's own may be anything, the url's secrets among it."""
+    return f"the server answered {answer.status_code} {httpx.codes.get_reason_phrase(answer.status_code)}".rstrip()
 
 
 class _Version(NamedTuple):

@@ -40,6 +40,8 @@ def _of_url(url: str, timeout: float) -> list[str | None]:
             ):
                 with client.stream("GET", url) as answer:  # some servers tell only who asks for it all
                     pass
+    except httpx.InvalidURL as error:  # which may quote a part of the password
+        raise BreedlineError(f"{url} is not a valid url: mend it in params.yaml") from error
     except httpx.HTTPError as error:
         raise NetworkError(f"{url}: {error or type(error).__name__}: try again later") from error
     if answer.status_code in (408, 425, 429) or answer.status_code >= 500:

@@ -13,6 +13,7 @@ from breedline.fetch import fetch, name_of
 from breedline.files import new_folder, sha256_of
 from breedline.params import Weights
 from breedline.pretrained import Pretrained, write_note
+from breedline.urls import redacted
 
 TORCHVISION = "https://download.pytorch.org/models/"
 IMAGENET = {
@@ -60,7 +61,7 @@ def fetch_weights(params: Weights, arch: str, folder: Path) -> None:
             "weights.safetensors" if name_of(url).endswith(".safetensors") else "weights.pth"
         )
         shutil.copyfile(local, new / file)
-        write_note(Pretrained(arch=arch, file=file, url=url, sha256=sha256_of(new / file)), new)
+        write_note(Pretrained(arch=arch, file=file, url=redacted(url), sha256=sha256_of(new / file)), new)
 
 
 def _imagenet(arch: str) -> tuple[str, str | None]:

@@ -17,6 +17,7 @@ from dvc_data.hashfile.meta import Meta
 from rich.console import Console
 from rich.table import Table
 
+from breedline.urls import redacted
 from flows.policy import Policy, policy_of
 from flows.repo import flat, opened
 
@@ -62,7 +63,7 @@ def plan(root: Path, *, pulled: bool = False) -> list[Step]:
                 action, why = Action.RUN, runs
             else:
                 action, why = _choose(stage, restored, pulled)
-            steps[name] = Step(name, needs, action, tuple(why), policy_of(name, stage.meta or {}))
+            steps[name] = Step(name, needs, action, tuple(map(redacted, why)), policy_of(name, stage.meta or {}))
     return list(steps.values())
 
 

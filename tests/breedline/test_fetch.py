@@ -3,6 +3,7 @@
 import errno
 import gzip
 import hashlib
+import logging
 import os
 import re
 import subprocess
@@ -443,6 +444,49 @@ def test_a_storage_that_refuses_is_one_line(
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.info", refuse)
     with pytest.raises(becomes):
         get("memory://fetch/pets.tgz")
+
+
+def secret_url(server: Server) -> str:
+    return server.url.replace("http://", "http://user:s3cret@") + "?token=s3cret&X-Amz-Signature=s3cret#s3cret"
+
+
+@pytest.mark.parametrize(
+    ("answers", "sha256"),
+    [
+        ([host()], None),
+        ([host()], "0" * 64),
+        ([say(404)], None),
+        ([say(503)], None),
+        ([say(sent=9)], None),
+        ([say(sent=9, pause=9)], None),
+        ([say(Content_Length=10**12)], None),
+        ([lambda handler: say(302, b"", Location=handler.path)(handler)], None),
+        ([lambda handler: say(302, b"", Location="ftp://a:s3cret@host/?s3cret")(handler)], None),
+        ([lambda handler: handler.send_response(404, f"no {handler.path}")], None),
+    ],
+    ids=["unpinned", "wrong", "absent", "busy", "cut", "stalled", "large", "loop", "ftp", "echo"],
+)
+def test_a_secret_of_a_url_is_written_nowhere(
+    serve: Callable[..., Server], caplog: pytest.LogCaptureFixture, answers: list[Answer], sha256: str | None
+) -> None:
+    caplog.set_level(logging.INFO)
+    server, said = serve(*answers), ""
+    try:
+        get(secret_url(server), sha256, timeout=0.2)
+    except BreedlineError as error:
+        said = str(error)
+    assert server.asked[0]["Authorization"]
+    assert server.url in said + caplog.text
+    assert "s3cret" not in said + caplog.text
+    written = [file for file in Path(os.environ["BREEDLINE_CACHE"]).rglob("*") if file.is_file()]
+    assert not any("s3cret" in str(file) or b"s3cret" in file.read_bytes() for file in written)
+
+
+@pytest.mark.parametrize("port", ["port", "s3cret/x"])
+def test_a_url_that_cannot_be_read_shows_none_of_its_parts(port: str) -> None:
+    with pytest.raises(BreedlineError, match=r"http://host.*params\.yaml") as error:
+        get(f"http://user:s3cret@host:{port}/?s3cret" if port == "port" else f"http://user:{port}@host/pets.tgz")
+    assert "s3cret" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Whether a source has changed, asked without fetching it."""
 
 import http.server
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -124,6 +125,24 @@ def test_an_answer_that_is_none(server: _Server, status: int, error: type[Breedl
     with pytest.raises(error, match=str(status)) as raised:
         _version(_url(server))
     assert type(raised.value) is error
+
+
+@pytest.mark.parametrize("status", [200, 404, 503])
+def test_a_secret_of_a_url_is_not_said(server: _Server, status: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    server.status, said = status, ""
+    try:
+        _version(_url(server).replace("://", "://user:s3cret@") + "?token=s3cret")
+    except BreedlineError as error:
+        said = str(error)
+    assert (_url(server) in said) == (status != 200)
+    assert "s3cret" not in said + caplog.text
+
+
+def test_a_url_that_cannot_be_read_is_a_mistake_and_shows_none_of_its_parts() -> None:
+    with pytest.raises(BreedlineError, match=r"http://host/pets\.tgz is not a valid url") as error:
+        _version("http://user:s3cret/x@host/pets.tgz")
+    assert "s3cret" not in str(error.value)
 
 
 def test_nobody_there_is_the_network() -> None:

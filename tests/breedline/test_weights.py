@@ -54,6 +54,12 @@ def test_weights_of_ones_own_are_copied(params: Weights, tmp_path: Path, pinned:
     assert (FOLDER / "weights.safetensors").read_bytes() == b"weights"
 
 
+def test_the_note_holds_no_secret_of_the_url(params: Weights, asked: list[Any]) -> None:
+    note = ask(params, WeightsFile(url="https://user:s3cret@host/mine.pth?token=s3cret"))
+    assert asked == [("https://user:s3cret@host/mine.pth?token=s3cret", None)]
+    assert note["url"] == "https://host/mine.pth?…"
+
+
 def test_other_weights_than_pinned_leave_the_earlier_ones(params: Weights, tmp_path: Path) -> None:
     ask(params, "none")
     (tmp_path / "mine.pth").write_bytes(b"weights")

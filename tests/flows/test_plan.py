@@ -1,11 +1,14 @@
 """`breedline plan`."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from flows.plan import Action, plan
 
 
 def _print_plan(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -26,6 +29,20 @@ def test_the_command_prints_each_stage_with_what_happens_and_why(make_repository
         ["b", "will", "run", "its", "command", "changed;", "in", "changed;", "a.depth:", "none", "->", "1"],
     ]
     assert done.returncode == 0
+
+
+def test_a_secret_in_a_url_is_not_shown(make_repository: Callable[..., Any]) -> None:
+    """As a setting, and within one that is a list of mappings."""
+    url = "https://user:s3cret@host/pets.tgz?token=s3cret"
+    repository = make_repository("stages: {b: {cmd: echo > b, params: [url, sources], outs: [b]}}")
+    for number in (1, 2):
+        settings = {"url": f"{url}{number}", "sources": [{"url": f"{url}{number}", "sha256": None}]}
+        (repository.root / "params.yaml").write_text(json.dumps(settings))
+        (step,) = plan(repository.root)
+        assert step.action is Action.RUN
+        assert "s3cret" not in str(step)
+        repository.shell("dvc repro -q")
+    assert any("https://host/pets.tgz?… -> https://host/pets.tgz?…" in reason for reason in step.why)
 
 
 def test_an_error_is_one_line(tmp_path: Path) -> None:
