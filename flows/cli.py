@@ -19,6 +19,9 @@ def plan() -> None:
 
 def run(force: list[str]) -> int:
     """Run the pipeline in this folder as a Prefect flow; the result is that of `dvc repro`."""
+    from flows.plan import plan
+
+    plan(Path())  # tells a mistake at once, where the flow first starts a server
     from flows.pipeline import pipeline
 
     return int(pipeline(force=tuple(force), return_state=True).is_failed())

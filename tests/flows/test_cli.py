@@ -100,6 +100,14 @@ def test_what_is_expected_to_fail_is_one_line_and_its_exit_code(
     assert capsys.readouterr().err == "error: nobody answers: try again later\n"
 
 
+def test_a_folder_without_a_pipeline_is_one_line_before_any_server_starts(tmp_path: Path) -> None:
+    for subcommand in ("plan", "run", "verify-remote"):
+        done = breedline(subcommand, folder=tmp_path)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert re.fullmatch(r"error: .*\n", done.stderr), done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "setting"),
     [
