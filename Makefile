@@ -63,10 +63,12 @@ format: $(READY)
 	ruff check --fix
 	ruff format
 
-# Resolve pyproject.toml anew into the exact environment, hashes and all.
+# Resolve pyproject.toml anew into the exact environment, hashes and all; and list the architectures that it knows.
 lock: $(BIN)/uv
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-annotate --upgrade --quiet -o requirements.txt
+	$(MAKE) $(READY)
+	python -c "from breedline.learner import known_architectures; print(*known_architectures(), sep='\n')" > breedline/architectures.txt
 
 bench-presize: $(READY)
 	python -m benchmarks.presize

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save
 from torch import nn
 
+from breedline.architectures import Architecture
 from breedline.errors import BreedlineError
 from breedline.files import new_folder
 from breedline.learner import Geometry, create_model
@@ -23,7 +24,7 @@ class BundleSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["breedline-1"] = "breedline-1"
-    arch: str
+    arch: Architecture
     classes: list[str]
     """In the order of the model's outputs."""
     geometry: Geometry

@@ -21,6 +21,7 @@ from rich.logging import RichHandler
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from breedline.code import code_of
 from breedline.errors import BreedlineError
 from breedline.files import cache_dir, fingerprint
 from breedline.params import load_params
@@ -95,16 +96,14 @@ def inputs_of(stage: Callable[..., None]) -> list[str]:
 
 
 def _read_by(stage: Callable[..., None], arguments: dict[str, Any]) -> list[Path]:
-    """What the stage reads: its inputs, and the code that was imported for it, which DVC records along with them."""
+    """What the stage reads: its inputs, and the code that DVC records along with them."""
     inputs = [arguments[name] for name in inputs_of(stage)]
     for path in inputs:
         if not path.exists():
             raise BreedlineError(
                 f"{path} is missing: `dvc repro` makes it, `dvc checkout` or `git checkout` restores it"
             )
-    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == __package__]
-    code = [inspect.getfile(stage), *(module.__file__ for module in modules if module.__file__)]
-    return [*inputs, *map(Path, code)]
+    return [*inputs, *code_of(Path(inspect.getfile(stage)))]
 
 
 def _state(name: str, read: list[Path]) -> dict[str, object]:

@@ -69,15 +69,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_of_code() -> str:
-    """One hash of the project's own modules, by name and content."""
-    root = Path(__file__).parents[1]
-    code = hashlib.sha256()
-    for file in sorted([*root.glob("breedline/*.py"), *root.glob("stages/*.py")]):
-        code.update(f"{file.relative_to(root).as_posix()} {sha256_of(file)}\n".encode())
-    return code.hexdigest()
-
-
 def link_or_copy(source: Path, target: Path) -> None:
     """Give `target` the bytes of `source`: for free where both are on one file system."""
     try:

@@ -5,7 +5,6 @@ otherwise), then all augmentation and the final resize happen on the batch, on t
 all of it at once. The model is a pretrained body with a new head, trained in the two phases of `fine_tune`.
 """
 
-import difflib
 import logging
 import struct
 from dataclasses import dataclass
@@ -110,16 +109,13 @@ def _is_valid(item: Item) -> bool:
     return item.split == "valid"
 
 
-def check_arch(arch: str) -> None:
-    """Raises BreedlineError when neither torchvision nor timm has `arch`, with the nearest names."""
-    if arch not in TORCHVISION and not timm.is_model(arch):
-        near = difflib.get_close_matches(arch, [*TORCHVISION, *timm.list_models()], 4, 0.5)
-        raise BreedlineError(f"train.arch {arch!r} does not exist; near it are {', '.join(near) or 'none'}")
+def known_architectures() -> list[str]:
+    """What `breedline.architectures` lists: every name that `create_model` takes."""
+    return sorted({*TORCHVISION, *timm.list_models(), *timm.list_models(pretrained=True)})
 
 
 def create_model(arch: str, n_classes: int) -> nn.Module:
     """The model as `vision_learner` makes it, body and head, with random weights."""
-    check_arch(arch)
     if arch in TORCHVISION:
         return create_vision_model(TORCHVISION[arch], n_classes, pretrained=False)
     model, _ = create_timm_model(arch, n_classes, pretrained=False)

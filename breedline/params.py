@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from breedline.architectures import IMAGENET, Architecture
 from breedline.errors import BreedlineError
 from breedline.pattern import compile_pattern
 
@@ -40,10 +41,10 @@ class Source(_Section):
     """`digits` (embedded), http(s)://…, a local archive or folder, or any fsspec URL (s3://…, gs://…)."""
     sha256: Sha256 | None = None
     """Of the archive's bytes: pins the data. A folder has none."""
-    include: list[str] = ["*"]
-    """Globs on the whole path in the source; `*` crosses `/`."""
-    exclude: list[str] = ["__MACOSX/*", ".*", "*/.*"]
-    """Globs of what to leave out, of what was included."""
+    include: list[str] | None = None
+    """Globs on the whole path in the source; `*` crosses `/`. None given: every file."""
+    exclude: list[str] | None = None
+    """Globs of what to leave out, of what was included. None given: hidden files (`breedline.sources.HIDDEN`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -156,7 +157,7 @@ class Augment(_Section):
 class Train(_Section):
     """Settings of the train stage."""
 
-    arch: str
+    arch: Architecture
     """A torchvision architecture that fastai can cut (resnet34, densenet121, …), or any of timm by name."""
     image_size: int = Field(ge=8, le=2048)
     """Pixels: the model sees a square of this side."""
@@ -218,6 +219,15 @@ class Params(_Section):
     train: Train
     evaluate: Evaluate
     gate: Gate
+
+    @model_validator(mode="after")
+    def _weights_are_known(self) -> Self:
+        if self.weights.source == "imagenet" and self.train.arch not in IMAGENET and "." not in self.train.arch:
+            raise ValueError(
+                f"weights.source: no imagenet weights are known for train.arch {self.train.arch!r}; for a timm model "
+                "add the tag of its weights, such as convnext_tiny.in12k_ft_in1k"
+            )
+        return self
 
 
 def load_params(path: Path) -> Params:

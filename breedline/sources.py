@@ -26,6 +26,9 @@ from breedline.params import Download, Source
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, ValueError)
 """What the archive readers raise on bytes that are not what they should be; gzip and bz2 an OSError without errno."""
 TABLES = {".csv", ".tsv", ".txt"}
+EVERYTHING = ["*"]
+HIDDEN = ["__MACOSX/*", ".*", "*/.*"]
+"""What a source leaves out unless it says otherwise."""
 
 
 class Member(NamedTuple):
@@ -51,7 +54,7 @@ def members(source: Source, params: Download) -> Iterator[Member]:
         if not name:
             raise BreedlineError(f"{source.url} has a file that is called {member.name!r}: pack it again, with names")
         first = first or name
-        if _matches(name, source.include) and not _matches(name, source.exclude):
+        if _matches(name, source.include, EVERYTHING) and not _matches(name, source.exclude, HIDDEN):
             found = True
             yield member._replace(name=name)
     if not found:
@@ -61,8 +64,8 @@ def members(source: Source, params: Download) -> Iterator[Member]:
         )
 
 
-def _matches(name: str, globs: list[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+def _matches(name: str, globs: list[str] | None, default: list[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, glob) for glob in (default if globs is None else globs))
 
 
 def _clean(name: str) -> str:

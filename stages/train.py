@@ -18,15 +18,15 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from breedline.bundle import BundleSpec, save_bundle
 from breedline.checkpoints import Checkpoints, Resume
+from breedline.code import sha256_of_code
 from breedline.edge import run
 from breedline.errors import BreedlineError
-from breedline.files import sha256_of, sha256_of_code
+from breedline.files import sha256_of
 from breedline.history import History
 from breedline.items import Item, load_items
 from breedline.learner import (
     Geometry,
     InParts,
-    check_arch,
     create_learner,
     create_model,
     data_block,
@@ -76,7 +76,6 @@ def train(
     table = read_csv(labels, ["name", "label", "split", "sha256"])
     items = [item for item in load_items(presized, table) if item.split != "test"]
     classes = sorted(table["label"].unique())
-    check_arch(params.arch)
     _check(items, classes)
     device = pick_device()
     geometry = Geometry(item_size, params.image_size, *statistics(params.arch))
@@ -88,7 +87,7 @@ def train(
         augment=params.augment,
         loss=params.loss,
         data={name: sha256_of(path) for name, path in data.items()},
-        code=sha256_of_code(),
+        code=sha256_of_code(Path(__file__)),
     )
     precision = pick_precision(params.precision, device)
     checkpoints = Checkpoints(

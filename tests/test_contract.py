@@ -5,17 +5,20 @@ import importlib
 import inspect
 import re
 import shlex
+import string
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import grimp
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from pydantic import AfterValidator, Field, TypeAdapter
 from ruamel.yaml import YAML
 
+from breedline.code import EXEMPT, code_of
 from breedline.errors import BreedlineError, NetworkError
 from breedline.params import Params, load_params
 from flows.policy import policy_of
@@ -88,13 +91,26 @@ def test_inputs_are_the_dependencies_and_outputs_the_outs(name: str) -> None:
     assert {flags[p] for p in outputs} == _written(name)
 
 
-@each_stage
-def test_what_a_command_takes_from_params_is_there(name: str) -> None:
-    for key in re.findall(r"\$\{(.*?)\}", STAGES[name]["cmd"]):
-        value = YAML(typ="safe").load(ROOT / "params.yaml")
-        for part in key.split("."):
-            assert part in value, key
-            value = value[part]
+def _templated() -> set[str]:
+    return {key for stage in STAGES.values() for key in re.findall(r"\$\{(.*?)\}", str(stage))}
+
+
+@pytest.mark.parametrize("key", sorted(_templated()))
+def test_what_dvc_puts_into_a_command_is_a_setting_that_no_shell_can_misread(key: str) -> None:
+    """DVC quotes nothing of what it puts in place of `${…}`, and whoever asks for a run may choose the value."""
+    section, name = key.split(".")
+    field = Params.model_fields[section].annotation.model_fields[name]  # type: ignore[union-attr]
+    value = TypeAdapter(Annotated[field.annotation, Field(), *field.metadata])
+    value.validate_python(YAML(typ="safe").load(ROOT / "params.yaml")[section][name])
+    # without what checks that a name is known, as a list of names is no guard
+    shape = TypeAdapter(
+        Annotated[field.annotation, Field(), *(m for m in field.metadata if not isinstance(m, AfterValidator))]
+    )
+    for character in string.printable:
+        if not re.fullmatch(r"[\w.-]", character, re.ASCII):
+            for text in (f"x{character}y", f"{character}x", f"x{character}"):
+                with pytest.raises(ValueError, match="should"):
+                    shape.validate_python(text)
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +119,27 @@ def imports() -> grimp.ImportGraph:
 
 
 @each_stage
-def test_code_that_a_stage_imports_is_what_it_depends_on(name: str, imports: grimp.ImportGraph) -> None:
-    modules = {f"stages.{name}", *imports.find_upstream_modules(f"stages.{name}")}
-    assert {path for path in STAGES[name]["deps"] if path.endswith(".py")} == {
-        f"{module.replace('.', '/')}.py" for module in modules
-    }
+def test_a_stage_depends_on_the_code_that_it_imports_but_for_what_is_exempt(name: str) -> None:
+    graph = grimp.build_graph("breedline", "stages", cache_dir=None)
+    for module in EXEMPT:
+        graph.remove_module(module)
+    modules = {f"stages.{name}", *graph.find_upstream_modules(f"stages.{name}")}
+    files = {f"{module.replace('.', '/')}.py" for module in modules}
+    assert {path for path in STAGES[name]["deps"] if path.endswith(".py")} == files
+    assert {path.relative_to(ROOT).as_posix() for path in code_of(ROOT / f"stages/{name}.py")} == files
+
+
+def test_what_is_exempt_is_imported_and_says_why(imports: grimp.ImportGraph) -> None:
+    used = set().union(*(imports.find_upstream_modules(f"stages.{name}") for name in STAGES))
+    assert set(EXEMPT) <= used
+    assert all(len(why.split()) > 3 for why in EXEMPT.values())
+
+
+def test_no_value_of_a_setting_stands_in_the_code_that_no_stage_depends_on() -> None:
+    """A default that decides bytes would change them without a stage being run again."""
+    schema = Params.model_json_schema()
+    models = (schema, *schema["$defs"].values())
+    assert {field.get("default") for model in models for field in model.get("properties", {}).values()} == {None}
 
 
 def test_importing_a_package_imports_no_module_of_it(imports: grimp.ImportGraph) -> None:

@@ -40,12 +40,6 @@ def test_architectures_of_torchvision_and_timm(arch: str) -> None:
     assert len(mean) == len(std) == 3
 
 
-@pytest.mark.parametrize(("arch", "near"), [("resnet35", "resnet34"), ("convnext_tinny", "convnext_tiny")])
-def test_an_unknown_architecture_suggests_near_names(arch: str, near: str) -> None:
-    with pytest.raises(BreedlineError, match=rf"train.arch '{arch}' does not exist; near it are .*{near}"):
-        create_model(arch, 2)
-
-
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_pretrained_weights_fill_the_body_and_leave_the_head(suffix: str) -> None:
     whole = TORCHVISION["resnet18"](weights=None)
