@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from filelock import FileLock
 
 from breedline.files import cache_dir, new_file, sha256_of
 from breedline.history import History
@@ -82,7 +83,8 @@ class Checkpoints:
 
 @contextmanager
 def _new_file_with_sha256(path: Path) -> Iterator[Path]:
-    with new_file(path) as temporary:
+    # a run in another folder may have the same inputs, and so the same checkpoints
+    with FileLock(path.parent / ".lock"), new_file(path) as temporary:
         yield temporary
         # written before the file gets its name, so that a kill in between leaves no file without a SHA-256
         _sha256_file(path).write_text(sha256_of(temporary), "ascii")

@@ -29,10 +29,14 @@ def cache_dir(name: str) -> Path:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; it takes the place of `path` only when the block ends well."""
+    """A temporary name beside `path`; the file takes the place of `path` only when the block ends without an error.
+
+    The temporary name is always the same, so that what a killed run left behind is removed by the next one. Processes
+    that may write the same file at the same time need a lock.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.unlink(missing_ok=True)  # a killed run may have had the same number
+    temporary = _partial(path)
+    temporary.unlink(missing_ok=True)
     try:
         yield temporary
         temporary.replace(path)
@@ -42,11 +46,8 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `path` only when the block ends well.
-
-    The names are fixed, so that what a killed run left behind is removed by the next one.
-    """
-    temporary, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    """An empty folder that takes the place of `path` only when the block ends without an error; as `new_file`."""
+    temporary, old = _partial(path), path.with_name(f".{path.name}.old")
     _remove(temporary, old)
     temporary.mkdir(parents=True)
     try:
@@ -56,6 +57,10 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         _remove(temporary, old)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
 
 
 def _remove(*folders: Path) -> None:

@@ -3,7 +3,7 @@
 Each raw volume gives one presized volume. The cache keeps presized volumes beside a table of what they hold, under
 the hash of everything that decides their bytes: a volume whose images are all as before is linked, not made; in a
 new volume, an image that any cached one holds is copied; only the rest is decoded. Since a finished volume goes to
-the cache at once, a killed run loses at most the volume it was at.
+the cache at once, a killed run loses no more than the volume it was working on.
 """
 
 import contextlib
@@ -17,24 +17,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from filelock import FileLock
 from joblib import Parallel, delayed
 
 from breedline.errors import BreedlineError
 from breedline.files import cache_dir, link_or_copy, new_file
-from breedline.images import DECODER, VERSION, Presized, Undecodable, presize_image
+from breedline.images import DECODER, MAX_PIXELS, VERSION, Presized, Undecodable, presize_image
 from breedline.params import Presize
-from breedline.shards import PRESIZED_COLUMNS, Volume, read_at
+from breedline.shards import INTEGERS, PRESIZED_COLUMNS, Volume, lies_within, read_at
 from breedline.tables import read_csv, write_csv
 
 PART_COLUMNS = [*PRESIZED_COLUMNS, "rejected"]
-"""A cached table has the rejects too: size 0, and the reason."""
-INTEGERS = ["offset", "size", "height", "width"]
+"""The table of a cached volume lists the rejects, too: size 0, and the reason."""
 Row = dict[str, Any]
 UNUSED_DAYS = 30
+MAX_BYTES = 3 * MAX_PIXELS + 2**20
+"""A larger file is rejected unread: it is more than MAX_PIXELS take uncompressed, as RGB, and their metadata."""
 
 
 class Made(NamedTuple):
-    """The table of one presized volume (PART_COLUMNS), and how many of its images the cache gave."""
+    """The table of one presized volume (PART_COLUMNS), and how many of its images came from the cache."""
 
     table: pd.DataFrame
     cached: int
@@ -45,47 +47,52 @@ class Presizer:
 
     def __init__(self, params: Presize, workers: int) -> None:
         """`workers` as joblib counts: -1 for every core. The bytes do not depend on it."""
-        self.params = params
-        # threads: Pillow decodes, resizes and encodes without the interpreter's lock, and nothing has to be started;
-        # a hint only, so that joblib.parallel_config can put processes or Dask in their place
-        self.parallel = Parallel(n_jobs=workers, prefer="threads", batch_size=4, return_as="generator")
+        self.params, self.workers = params, workers
         settings = repr((VERSION, DECODER, params.model_dump()))
         self.cache = cache_dir("presize") / _hash(settings)
         self.cache.mkdir(exist_ok=True)
+        # runs in other working folders share the cache, and may write the same volume at the same time
+        self._writing = FileLock(cache_dir("locks") / "presize.lock")
         self._known: pd.DataFrame | None = None
 
     def volume(self, raw: Path, rows: pd.DataFrame, target: Path, advance: Callable[[int], None]) -> Made:
         """Presize the images of the volume `raw` that `rows` names (name, offset, size, sha256) into `target`."""
         key = _hash("\n".join(itertools.chain(rows["name"], rows["sha256"])))
         volume, part = self.cache / f"{key}.tar", self.cache / f"{key}.csv"
-        whole = _whole(volume, part)
-        if whole is not None:
+        known = _whole(volume, part, rows)
+        if known is not None:
             link_or_copy(volume, target)
             os.utime(part)  # not the volume, which other working folders may have linked, and DVC would hash anew
             advance(len(rows))
-            return Made(whole.assign(shard=target.name), len(rows))
+            return Made(known.assign(shard=target.name), len(rows))
         table, cached = self._make(raw, rows, target, advance)
         target.chmod(0o444)  # it may share its bytes with the cache
-        with new_file(volume) as temporary:
-            link_or_copy(target, temporary)
-        write_csv(table, part)
+        with self._writing:
+            with new_file(volume) as temporary:
+                link_or_copy(target, temporary)
+            write_csv(table, part)
         return Made(table, cached)
 
     def prune(self) -> None:
-        """Forget what no run has used for `UNUSED_DAYS`; a volume is used when its table is touched."""
+        """Remove what no run has used for `UNUSED_DAYS` (its table has that age), and what a killed run left behind."""
         oldest = time.time() - UNUSED_DAYS * 86400
-        for file in self.cache.parent.glob("*/*"):
-            with contextlib.suppress(FileNotFoundError):  # another run may be writing or pruning
-                part = file.with_suffix(".csv")
-                if (part if part.is_file() else file).stat().st_mtime < oldest:
-                    file.unlink()
+        with self._writing:  # so nothing that is incomplete now will be completed
+            for file in self.cache.parent.glob("*/*"):
+                volume, part = file.with_suffix(".tar"), file.with_suffix(".csv")
+                with contextlib.suppress(FileNotFoundError):  # a cache may be deleted at any time
+                    whole = file in (volume, part) and volume.is_file() and part.is_file()
+                    if not whole or part.stat().st_mtime < oldest:
+                        file.unlink()
 
     def _make(self, raw: Path, rows: pd.DataFrame, target: Path, advance: Callable[[int], None]) -> Made:
         if self._known is None:
             self._known = self._read_cache()
         known = {row["origin"]: row for row in _records(self._known[self._known["origin"].isin(rows["sha256"])])}
         wanted = _records(rows)
-        images = self.parallel(
+        # threads: Pillow releases the GIL while it decodes, resizes and encodes. It is a hint, made here rather than in
+        # __init__, so that a joblib.parallel_config around this call can put processes or a cluster in their place.
+        parallel = Parallel(n_jobs=self.workers, prefer="threads", batch_size=4, return_as="generator")
+        images = parallel(
             delayed(_image)(raw, row, self.cache, known.get(row["sha256"]), self.params) for row in wanted
         )
         made: list[Row] = []
@@ -98,33 +105,41 @@ class Presizer:
         return Made(pd.DataFrame(made, columns=PART_COLUMNS), cached)
 
     def _read_cache(self) -> pd.DataFrame:
-        tables = [pd.DataFrame(columns=PART_COLUMNS)]
-        for part in sorted(self.cache.glob("*.csv")):
-            volume = part.with_suffix(".tar")
-            if volume.is_file():
-                with contextlib.suppress(BreedlineError):
-                    tables.append(read_csv(part, PART_COLUMNS, INTEGERS).assign(shard=volume.name))
-        return pd.concat(tables).drop_duplicates("origin")
+        parts = sorted(self.cache.glob("*.csv"))
+        tables = [table for part in parts if (table := _read_part(part.with_suffix(".tar"), part)) is not None]
+        return pd.concat([pd.DataFrame(columns=PART_COLUMNS), *tables]).drop_duplicates("origin")
 
 
-def _whole(volume: Path, part: Path) -> pd.DataFrame | None:
-    """The table of a cached volume, or None where one of the two is missing, cut short or changed since."""
+def _whole(volume: Path, part: Path, rows: pd.DataFrame) -> pd.DataFrame | None:
+    """The table of a cached volume, or None where that cannot be used or is not about `rows`."""
+    table = _read_part(volume, part)
+    if table is None or table["name"].tolist() != rows["name"].tolist():
+        return None
+    return table if table["origin"].tolist() == rows["sha256"].tolist() else None
+
+
+def _read_part(volume: Path, part: Path) -> pd.DataFrame | None:
+    """The table of a cached volume, or None where one of the two is missing or damaged, or the volume is newer."""
     try:
-        if volume.stat().st_mtime_ns > part.stat().st_mtime_ns:
+        found = volume.stat()
+        if found.st_mtime_ns > part.stat().st_mtime_ns:
             return None
-        table = read_csv(part, PART_COLUMNS, INTEGERS)
+        table = read_csv(part, PART_COLUMNS, INTEGERS).assign(shard=volume.name)
     except (FileNotFoundError, BreedlineError):
         return None
-    return table if volume.stat().st_size >= (table["offset"] + table["size"]).max() else None
+    right = lies_within(table, found.st_size) & (table["height"] >= 0) & (table["width"] >= 0)
+    return table if right.all() else None
 
 
 def _image(raw: Path, row: Row, cache: Path, known: Row | None, params: Presize) -> tuple[Presized | str, bool]:
-    """The presized image, or why there is none; and whether that was known.
+    """The presized image, or why there is none; and whether the cache had it.
 
-    Reads in the worker, so that waiting tasks hold no image.
+    The file is read here, in the worker, so that waiting tasks hold no image.
     """
     if known and (found := _from_cache(cache, known)):
         return found, True
+    if row["size"] > MAX_BYTES:
+        return f"over {MAX_BYTES} bytes", False
     try:
         return presize_image(read_at(raw, row["offset"], row["size"]), params.shorter_side, params.quality), False
     except Undecodable as reason:
@@ -136,7 +151,7 @@ def _from_cache(cache: Path, row: Row) -> Presized | str | None:
         return str(row["rejected"])
     data = read_at(cache / row["shard"], row["offset"], row["size"])
     if hashlib.sha256(data).hexdigest() != row["sha256"]:
-        return None  # damaged in the cache: make it again
+        return None  # damaged: make it again
     return Presized(data, row["height"], row["width"], row["made"])
 
 

@@ -1,9 +1,11 @@
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pickle import UnpicklingError
 
 import pytest
 import torch
+from filelock import FileLock
 
 from breedline.checkpoints import Checkpoints
 from breedline.files import sha256_of
@@ -25,10 +27,22 @@ def flip(path: Path, position: int, bits: int) -> None:
 def test_the_last_two_epochs_are_kept_and_the_last_one_is_read() -> None:
     assert Checkpoints({"seed": 1}).latest() is None
     names = {path.name for path in save_epochs(4).folder.iterdir()}
-    assert names == {"000003.pt", "000003.pt.sha256", "000004.pt", "000004.pt.sha256"}
+    assert names == {".lock", "000003.pt", "000003.pt.sha256", "000004.pt", "000004.pt.sha256"}
     latest = Checkpoints({"seed": 1}).latest()
     assert latest
     assert latest["epoch"] == 4
+
+
+def test_two_runs_do_not_write_checkpoints_at_the_same_time() -> None:
+    checkpoints = Checkpoints({"seed": 1})
+    with ThreadPoolExecutor() as threads:
+        with FileLock(checkpoints.folder / ".lock"):
+            saved = threads.submit(checkpoints.save, 1, {"epoch": 1})
+            with pytest.raises(TimeoutError):
+                saved.result(timeout=0.5)
+            assert checkpoints.latest() is None
+        saved.result(timeout=60)
+    assert checkpoints.latest() == {"epoch": 1}
 
 
 def test_other_inputs_have_checkpoints_of_their_own() -> None:

@@ -2,6 +2,9 @@ import csv
 import io
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +16,7 @@ from breedline.errors import BreedlineError
 from breedline.files import cache_dir, fingerprint, link_or_copy, new_file, new_folder, sha256_of
 from breedline.tables import read_csv, write_csv, write_json
 
+ROOT = Path(__file__).parents[2]
 NASTY = [
     "NA",
     "null",
@@ -50,10 +54,32 @@ def test_a_new_file_takes_the_old_ones_place_only_when_the_block_ends_well(tmp_p
     assert below(tmp_path / "deep") == {"file"}
 
 
-def test_a_new_file_begins_empty_even_where_a_killed_run_of_the_same_process_number_left_one(tmp_path: Path) -> None:
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from breedline.files import new_file, new_folder
+with new_file(Path("file")) as file, new_folder(Path("folder")) as folder:
+    file.write_text("half")
+    (folder / "half").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_run_left_behind_goes_with_the_next_one() -> None:
+    for _ in range(2):
+        killed = subprocess.run([sys.executable, "-c", KILLED], env=os.environ | {"PYTHONPATH": str(ROOT)})
+        assert killed.returncode == -signal.SIGKILL
+        assert len(below(Path())) == 3
+    with new_file(Path("file")) as file, new_folder(Path("folder")):
+        assert not file.exists()
+        file.write_text("whole")
+    assert below(Path()) == {"file", "folder"}
+
+
+def test_a_new_file_writes_through_no_link_that_a_killed_run_left(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("precious")
-    os.link(other, tmp_path / f".file.{os.getpid()}.partial")
+    os.link(other, tmp_path / ".file.partial")
     with new_file(tmp_path / "file") as temporary:
         link_or_copy(Path(__file__), temporary)
     assert other.read_text() == "precious"
@@ -205,14 +231,15 @@ def test_a_damaged_table_is_read_or_refused_in_one_line(damage: list[tuple[int, 
     content = b'name,size,label\na.jpg,100,cat\n"b, c.jpg",7,dog\n'
     for start, length, odd in damage:
         content = content[:start] + odd + content[start + length :]
+    table, said = pd.DataFrame({"name": ["x"], "size": [1]}), "it is fine"
     try:
         table = read_csv(io.BytesIO(content), ["name", "size"], integers=["size"], where="it")
     except BreedlineError as error:
-        assert str(error).startswith("it ")
-        assert "\n" not in str(error)
-    else:
-        assert table["size"].dtype == "int64"
-        assert all(isinstance(name, str) for name in table["name"])
+        said = str(error)
+    assert said.startswith("it ")
+    assert "\n" not in said
+    assert table["size"].dtype == "int64"
+    assert all(isinstance(name, str) for name in table["name"])
 
 
 def test_a_folder_is_no_table(tmp_path: Path) -> None:

@@ -1,22 +1,30 @@
 import io
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
+from joblib.parallel import ThreadingBackend
 from PIL import Image
 
 import breedline.presized
-from breedline.files import sha256_of
+from breedline.files import cache_dir, sha256_of
 from breedline.images import ENCODED, KEPT, RESIZED, Presized, presize_image
 from breedline.params import Presize
 from breedline.presized import UNUSED_DAYS, Made, Presizer
 from breedline.shards import COLUMNS, pack
 
+ROOT = Path(__file__).parents[2]
 PARAMS = Presize(shorter_side=24, quality=90)
 Volume = tuple[Path, pd.DataFrame]
 Make = Callable[..., Made]
@@ -186,6 +194,18 @@ def babble(path: Path) -> None:
     path.write_bytes(b"\xff\xfe no table at all")
 
 
+def tamper(column: str, value: object) -> Callable[[Path], None]:
+    """A function that changes what a table says of its third image."""
+
+    def change(path: Path) -> None:
+        table = pd.read_csv(path, keep_default_na=False)
+        table[column] = table[column].astype(object)
+        table.loc[2, column] = value
+        table.to_csv(path, index=False)
+
+    return change
+
+
 DAMAGE = [
     (cut, "*.tar"),
     (flip, "*.tar"),
@@ -194,10 +214,19 @@ DAMAGE = [
     (Path.unlink, "*.csv"),
     (empty, "*.csv"),
     (babble, "*.csv"),
+    (tamper("offset", -5), "*.csv"),
+    (tamper("offset", 2**63 - 1), "*.csv"),
+    (tamper("size", -5), "*.csv"),
+    (tamper("size", 2**62), "*.csv"),
+    (tamper("size", 2**70), "*.csv"),
+    (tamper("height", -1), "*.csv"),
 ]
 
 
-@pytest.mark.parametrize(("damage", "what"), DAMAGE)
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [*DAMAGE, (tamper("name", "../x"), "*.csv"), (tamper("shard", "../x"), "*.csv"), (tamper("origin", "0"), "*.csv")],
+)
 def test_a_damaged_cache_never_reaches_the_output(
     tmp_path: Path, raw: Callable[..., Volume], make: Make, damage: Callable[[Path], None], what: str
 ) -> None:
@@ -257,6 +286,55 @@ def test_what_no_run_has_used_for_long_is_forgotten(tmp_path: Path, raw: Callabl
     assert make(raw(NEW)).cached == 0
 
 
+KILLED = """
+import os, signal, sys
+import pandas as pd
+from pathlib import Path
+import breedline.presized
+from breedline.params import Presize
+
+def half(source, target):
+    target.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+breedline.presized.link_or_copy = half
+presizer = breedline.presized.Presizer(Presize(shorter_side=24, quality=90), 1)
+presizer.volume(Path(sys.argv[1]), pd.read_csv(sys.argv[2]), Path("out.tar"), print)
+"""
+
+
+def test_what_a_killed_run_left_in_the_cache_goes_with_the_next_one_whatever_that_makes(
+    tmp_path: Path, raw: Callable[..., Volume], make: Make
+) -> None:
+    path, rows = raw(FILES)
+    rows.to_csv("rows.csv", index=False)
+    command = [sys.executable, "-c", KILLED, str(path), "rows.csv"]
+    killed = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert killed.returncode == -signal.SIGKILL
+    cached = list((tmp_path / "cache" / "presize").glob("*/*"))
+    assert [file.read_bytes() for file in cached] == [b"half"]
+    (cached[0].parent / "volume_without_table.tar").touch()
+    make(raw(NEW))
+    Presizer(PARAMS, 1).prune()
+    left = list((tmp_path / "cache" / "presize").glob("*/*"))
+    assert sorted(file.suffix for file in left) == [".csv", ".tar"]
+    assert make(raw(NEW)).cached == len(NEW)
+
+
+def test_two_runs_do_not_write_to_the_cache_at_the_same_time(
+    tmp_path: Path, raw: Callable[..., Volume], make: Make
+) -> None:
+    volume = raw(FILES)
+    with ThreadPoolExecutor() as threads:
+        with FileLock(cache_dir("locks") / "presize.lock"):
+            made = threads.submit(make, volume)
+            with pytest.raises(TimeoutError):
+                made.result(timeout=1)
+            assert not list((tmp_path / "cache" / "presize").glob("*/*"))
+        assert made.result(timeout=60).cached == 0
+    assert make(volume).cached == len(FILES)
+
+
 def test_pruning_minds_no_other_run_that_is_quicker(
     tmp_path: Path, raw: Callable[..., Volume], make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,16 +358,37 @@ def test_what_stops_the_writing_stops_the_workers(
     assert len(decoded) == seen < 300
 
 
-@pytest.mark.slow
-def test_joblib_may_put_processes_in_the_place_of_threads(
-    tmp_path: Path, raw: Callable[..., Volume], make: Make, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
+class Counting(ThreadingBackend):
+    """A joblib backend as Dask's or Ray's is one, which counts what it is given to do."""
+
+    batches = 0
+
+    def submit(self, func: Any, callback: Any = None) -> Any:
+        Counting.batches += 1
+        return super().submit(func, callback)
+
+
+@pytest.mark.parametrize("backend", ["counting", pytest.param("loky", marks=pytest.mark.slow)])
+def test_joblib_may_put_another_backend_in_the_place_of_threads(
+    tmp_path: Path,
+    raw: Callable[..., Volume],
+    make: Make,
+    decoded: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
 ) -> None:
     in_threads = make(raw(FILES)).table
     content = (tmp_path / "out.tar").read_bytes()
     assert len(decoded) == len(FILES)
     monkeypatch.setenv("BREEDLINE_CACHE", str(tmp_path / "empty"))
-    with joblib.parallel_config(backend="loky"):
-        in_processes = make(raw(FILES)).table
-    assert len(decoded) == len(FILES), "nothing more was decoded in this process"
-    pd.testing.assert_frame_equal(in_processes, in_threads)
-    assert (tmp_path / "out.tar").read_bytes() == content
+    monkeypatch.setattr(Counting, "batches", 0)
+    joblib.register_parallel_backend("counting", Counting)
+    presizer = Presizer(PARAMS, 2)
+    with joblib.parallel_config(backend=backend):
+        elsewhere = presizer.volume(*raw(FILES), tmp_path / "other.tar", lambda count: None).table
+    if backend == "counting":
+        assert Counting.batches > 1
+    else:
+        assert len(decoded) == len(FILES), "nothing more was decoded in this process"
+    pd.testing.assert_frame_equal(elsewhere.assign(shard="out.tar"), in_threads)
+    assert (tmp_path / "other.tar").read_bytes() == content
