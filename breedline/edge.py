@@ -114,7 +114,7 @@ def _state(name: str, read: list[Path]) -> dict[str, object]:
 def _section(name: str) -> object:
     try:
         return YAML(typ="safe").load(PARAMS.read_bytes())[name]
-    except (OSError, YAMLError, LookupError, TypeError):  # gone, or only half there
+    except (OSError, YAMLError, ValueError, RecursionError, LookupError, TypeError):  # gone, or only half there
         return None
 
 

@@ -31,7 +31,10 @@ class _Section(BaseModel):
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$"), BeforeValidator(lambda v: v.lower() if type(v) is str else v)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+BatchSize = Annotated[int, Field(gt=0, le=16384)]
+"""Whoever may only ask for a run may not ask for memory without bound."""
 
 
 class Source(_Section):
@@ -98,7 +101,7 @@ class Label(_Section):
     """The number of classes, or their names, if known: anything else is then an error."""
     valid_pct: Fraction
     test_pct: Fraction
-    seed: int
+    seed: Seed
     """Another seed is another split."""
     test_list: str | None
     """A text file among the downloaded ones: the first word of each line names an image of the test split."""
@@ -161,7 +164,7 @@ class Train(_Section):
     """A torchvision architecture that fastai can cut (resnet34, densenet121, …), or any of timm by name."""
     image_size: int = Field(ge=8, le=2048)
     """Pixels: the model sees a square of this side."""
-    batch_size: Positive
+    batch_size: BatchSize
     freeze_epochs: int = Field(ge=0)
     """Epochs with the body frozen, the new head alone learning."""
     epochs: Positive
@@ -184,19 +187,19 @@ class Train(_Section):
     """
     deterministic: bool
     """On a GPU: equal numbers in every run, at some cost in speed. A CPU's are always equal."""
-    seed: int
+    seed: Seed
 
 
 class Evaluate(_Section):
     """Settings of the evaluate stage."""
 
-    batch_size: Positive
+    batch_size: BatchSize
     top_k: Positive
-    tta: int = Field(ge=0)
+    tta: int = Field(ge=0, le=100)
     """Augmented views averaged with the plain one; 0 for none."""
     none_below: Fraction
     """With `loss: bce`: an image whose best class is less probable than this is none of them."""
-    top_losses: Positive
+    top_losses: int = Field(gt=0, le=1000)
     """Pictures on the sheet of the worst mistakes."""
 
 
@@ -240,8 +243,12 @@ def load_params(path: Path) -> Params:
         settings = YAML(typ="safe").load(path.read_text("utf-8"))  # YAML 1.2, as DVC reads it: `on` is a word
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing: `git checkout {path}` restores it") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ParamsError(f"{path} cannot be read ({error.strerror}): `git checkout {path}` restores it") from error
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a number of thousands of digits
         raise ParamsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ParamsError(f"{path} holds no settings: copy one of the files in presets/")
     try:
         return Params.model_validate(settings)
     except ValidationError as error:

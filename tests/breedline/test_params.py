@@ -53,6 +53,11 @@ def test_all_mistakes_are_reported_at_once(vary: Vary) -> None:
         ("base_lr", "base_lr: fast", "train.base_lr = 'fast': should be 'auto'"),
         ("url", "url: x\n      sha256: 12", "download.sources.0.sha256"),
         ("top_losses", "top_losses: 1\nextra: 2", "extra: unknown setting; remove it"),
+        ("seed", "seed: 9223372036854775808", "label.seed = 9223372036854775808: should be less than"),
+        ("channels_last", "channels_last: true\n  seed: -1", "is not YAML: while constructing a mapping"),
+        ("epochs", f"epochs: {'9' * 5000}", "is not YAML: Exceeds the limit"),
+        ("epochs", f"epochs: {'[' * 5000}", "is not YAML"),
+        ("batch_size", "batch_size: 1000000000", "train.batch_size = 1000000000: should be less than or equal to"),
     ],
 )
 def test_a_mistake_names_the_key_and_what_would_be_right(vary: Vary, key: str, line: str, expected: str) -> None:
@@ -67,6 +72,17 @@ def test_a_missing_or_broken_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="is not YAML") as caught:
         load_params(tmp_path / "params.yaml")
     assert len(str(caught.value).splitlines()) == 1
+    (tmp_path / "params.yaml").unlink()
+    (tmp_path / "params.yaml").mkdir()
+    with pytest.raises(ParamsError, match="cannot be read .*directory"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "5"])
+def test_a_file_without_settings_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ParamsError, match="holds no settings: copy one"):
+        load_params(tmp_path / "params.yaml")
 
 
 def test_yaml_is_read_as_dvc_reads_it(vary: Vary) -> None:
