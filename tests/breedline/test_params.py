@@ -74,7 +74,7 @@ def test_a_missing_or_broken_file_is_one_line(tmp_path: Path) -> None:
     assert len(str(caught.value).splitlines()) == 1
     (tmp_path / "params.yaml").unlink()
     (tmp_path / "params.yaml").mkdir()
-    with pytest.raises(ParamsError, match="cannot be read .*directory"):
+    with pytest.raises(ParamsError, match=r"cannot be read .*directory"):
         load_params(tmp_path / "params.yaml")
 
 
