@@ -21,7 +21,7 @@ from flows.plan import Action, plan
 from flows.process import Processes
 from flows.remote import check_remote, has_remote, missing, stored
 from flows.repo import metrics
-from flows.workspace import PARAMS, Workspace, origin_of, override, workspace
+from flows.workspace import PARAMS, Workspace, override, workspace
 
 T = TypeVar("T")
 RETRIES, RETRY_DELAY = 3, 60
@@ -39,7 +39,8 @@ def retrain(
     """Run the pipeline on a clone, and publish what passes the gate: data to the DVC remote, then a commit.
 
     Args:
-        repository: what to clone; by default what the folder of this process was cloned from.
+        repository: what to clone: what the folder of this process was cloned from, or one that
+            $BREEDLINE_REPOSITORIES names.
         ref: a branch; or, without `publish`, a tag or commit.
         overrides: settings to change in params.yaml, such as {"train.epochs": 20}; they are published with the result.
         force: stages to run although nothing they depend on has changed, such as download.
@@ -47,7 +48,7 @@ def retrain(
     """
     checkout = Path.cwd()
     try:
-        with workspace(repository or origin_of(checkout), ref, checkout) as clone, Processes() as processes:
+        with workspace(repository, ref, checkout) as clone, Processes() as processes:
             if publish:
                 if not clone.branch:
                     raise BreedlineError(f"{ref} is no branch, and only to a branch can be published: name one")

@@ -24,10 +24,10 @@ def watch(repository: str | None = None, ref: str = "main", deployment: str = "r
     What it was is remembered by the Prefect server, so it does not matter who looks. The first look only remembers.
 
     Args:
-        repository: what to clone; by default what the folder of this process was cloned from.
+        repository: what to clone: what the folder of this process was cloned from, or one that
+            $BREEDLINE_REPOSITORIES names.
         ref: a branch.
     """
-    repository = repository or origin_of(Path.cwd())
     try:
         with workspace(repository, ref, Path.cwd()) as clone:
             params = load_params(clone.root / PARAMS).download
@@ -35,7 +35,7 @@ def watch(repository: str | None = None, ref: str = "main", deployment: str = "r
                 now = " ".join(version_of(source, params.timeout) for source in params.sources)
     except BreedlineError as error:
         return Failed(message=str(error))
-    name = f"source_{hashlib.sha256(f'{repository} {ref}'.encode()).hexdigest()[:16]}"
+    name = f"source_{hashlib.sha256(f'{repository or origin_of(Path.cwd())} {ref}'.encode()).hexdigest()[:16]}"
     before = Variable.get(name)
     if before == now:
         return Completed(name="Unchanged", message="the source is what it was")

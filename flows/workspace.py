@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,12 @@ from breedline.params import ParamsError, load_params
 from flows.repo import share_cache
 
 PARAMS = "params.yaml"
+REPOSITORIES = "BREEDLINE_REPOSITORIES"
+"""The environment variable that names what may be cloned besides the checkout's own origin, separated by blanks."""
+REMOTE = re.compile(r"[^/]*:")
+"""How what is no folder begins, to git: `https://host/…`, `user@host:path`, `ext::command`."""
+PROTOCOLS = "file:git:http:https:ssh"
+"""What git may speak, unless the environment says otherwise; `ext` would run a command that stands in the url."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +39,57 @@ class Workspace:
 
 
 @contextlib.contextmanager
-def workspace(repository: str, ref: str, checkout: Path) -> Iterator[Workspace]:
-    """Clone `repository` at `ref`, a branch, tag or commit; what a killed run had to leave behind is removed.
+def workspace(repository: str | None, ref: str, checkout: Path) -> Iterator[Workspace]:
+    """Clone `repository` at `ref`, a branch, tag or commit; what a killed run left behind is removed first.
 
     Args:
-        checkout: where this process works: its DVC cache and its local DVC settings (credentials) are used.
+        repository: the origin of `checkout`, which is the default, or one that $BREEDLINE_REPOSITORIES names: a clone's
+            dvc.yaml runs commands as this user, so whoever asks for a run may not bring a repository of their own.
+        checkout: where this process works. Clones of its origin, and no others, use its DVC cache and its
+            .dvc/config.local, which may hold credentials.
 
     Raises:
-        BreedlineError: git cannot clone, or knows no such ref.
+        BreedlineError: the repository is neither, git cannot clone it, or it has no such ref.
     """
+    source, own = _allowed(repository, checkout)
     with _free_folder() as folder:
-        git(checkout, "clone", "--quiet", "--", repository, str(folder))
+        git(checkout, "clone", "--quiet", "--", source, str(folder))
         branch = _check_out(folder, ref)
-        if (checkout / ".dvc").is_dir():
+        if own and (checkout / ".dvc").is_dir():
             share_cache(checkout, folder)
         yield Workspace(folder, branch)
+
+
+def _allowed(repository: str | None, checkout: Path) -> tuple[str, bool]:
+    """What to clone for whoever asks for `repository`, and whether that is the origin of `checkout`.
+
+    It is spelled as the deployment's owner spells it: what a request says is only compared, and never reaches git.
+    """
+    origin = origin_of(checkout)
+    if not repository or _place(repository, checkout) == _place(origin, checkout):
+        return origin, True
+    for allowed in os.environ.get(REPOSITORIES, "").split():
+        if _place(repository, checkout) == _place(allowed, checkout):
+            return allowed, False
+    raise BreedlineError(
+        f"{repository[:200]!r} is not where this checkout was cloned from: leave it out, or let the deployment's owner "
+        f"name it in {REPOSITORIES}, which the worker's environment has (urls and folders, separated by blanks)"
+    )
+
+
+def _place(repository: str, checkout: Path) -> str:
+    """The same text for every spelling of a repository: of a folder its real path, without a final slash or `.git`."""
+    path = repository.removeprefix("file://")
+    if path != repository or not REMOTE.match(repository):
+        with contextlib.suppress(ValueError):  # not even a path, as it has a NUL or half a character
+            repository = str((checkout / path).resolve())
+    return repository.rstrip("/").removesuffix(".git").rstrip("/")
 
 
 @contextlib.contextmanager
 def _free_folder() -> Iterator[Path]:
     """The first folder that no other run holds. The names are few, as DVC keeps notes on every place it has seen."""
-    workspaces = cache_dir("workspaces")
+    workspaces = cache_dir("workspaces").absolute()  # git looks from the checkout, wherever this process works
     for lock in workspaces.glob("*.lock"):
         with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
             shutil.rmtree(lock.with_suffix(""), ignore_errors=True)  # of a run that was killed
@@ -75,25 +112,36 @@ def _check_out(folder: Path, ref: str) -> str | None:
     try:
         commit = git(folder, "rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}")
     except GitError:
-        raise BreedlineError(f"there is no branch, tag or commit called {ref}") from None
+        raise BreedlineError(f"there is no branch, tag or commit called {ref[:200]!r}") from None
     git(folder, "checkout", "--quiet", "--detach", commit)
     return None
 
 
 class GitError(BreedlineError):
-    """git said no."""
+    """A git command that failed."""
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What git says, without the end of the line; never asks for a password.
+    """What git prints, without the end of the line; it never asks for a password.
 
     Raises:
-        GitError: with git's own words.
+        GitError: with git's own words; or there is no git, or it cannot be given such arguments (a NUL).
     """
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
-    done = subprocess.run(["git", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    environment = {"GIT_ALLOW_PROTOCOL": PROTOCOLS, **os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    command = next(word for word in arguments if not word.startswith("-") and "=" not in word)
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except (OSError, ValueError) as error:
+        raise GitError(f"git {command}: {error}") from error
     if done.returncode:
-        command = next(word for word in arguments if not word.startswith("-") and "=" not in word)
         raise GitError(f"git {command}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
     return done.stdout.strip()
 

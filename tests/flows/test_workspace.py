@@ -1,7 +1,9 @@
 """The private clone: at any ref, with the cache of the checkout but without a trace in it; and settings changed in it."""
 
+import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,20 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from breedline.errors import BreedlineError
 from breedline.files import cache_dir
 from breedline.params import ParamsError
 from flows.plan import Action, plan
-from flows.workspace import PARAMS, git, origin_of, override, workspace
+from flows.workspace import PARAMS, GitError, git, origin_of, override, workspace
 
 ROOT = Path(__file__).parents[2]
+PRIVATE = "not for strangers"
 HOLD = """
 import sys
 from pathlib import Path
 from flows.workspace import workspace
-with workspace(sys.argv[1], "main", Path.cwd()) as clone:
+with workspace(None, "main", Path(sys.argv[1])) as clone:
     print(clone.root, flush=True)
     sys.stdin.read()
 """
@@ -82,10 +86,13 @@ def test_a_branch_comes_before_a_tag_of_its_name(plain: Path) -> None:
         assert clone.branch == "main"
 
 
-@pytest.mark.parametrize("ref", ["nowhere", "-f", "--all", "", "a b", "HEAD:file", "main..v1", "@{-1}"])
+@pytest.mark.parametrize(
+    "ref",
+    ["nowhere", "-f", "--all", "", "a b", "HEAD:file", "main..v1", "@{-1}", "ma\0in", "\0", "\ud800", "x" * 200_000],
+)
 def test_an_unknown_ref_is_one_line(plain: Path, ref: str) -> None:
     with (
-        pytest.raises(BreedlineError, match=f"^there is no branch, tag or commit called {re.escape(ref)}$"),
+        pytest.raises(BreedlineError, match=f"^there is no branch, tag or commit called {re.escape(repr(ref[:200]))}$"),
         workspace(str(plain), ref, plain),
     ):
         pass
@@ -93,21 +100,110 @@ def test_an_unknown_ref_is_one_line(plain: Path, ref: str) -> None:
 
 
 def test_a_repository_that_is_not_there_is_one_line(plain: Path) -> None:
+    git(plain, "remote", "add", "origin", "nowhere")
     with (
         pytest.raises(BreedlineError, match=r"^git clone: .*nowhere.*does not exist.*$"),
-        workspace("nowhere", "main", plain),
+        workspace(None, "main", plain),
     ):
         pass
 
 
-def test_a_relative_repository_is_seen_from_the_checkout(plain: Path) -> None:
-    with workspace(".", "main", plain) as clone:
-        assert (clone.root / "file").read_text() == "two"
+@pytest.fixture
+def checkout(plain: Path, tmp_path: Path) -> Path:
+    """A clone of `plain` whose settings for this machine alone hold a secret, and which is a DVC repository."""
+    Repo.init(str(plain)).close()
+    git(plain, "commit", "--quiet", "--message", "dvc")
+    root = tmp_path / "checkout"
+    git(tmp_path, "clone", "--quiet", str(plain), str(root))
+    (root / ".dvc/config.local").write_text(
+        f"['remote \"store\"']\n    url = ssh://localhost/store\n    password = {PRIVATE}\n"
+    )
+    return root
+
+
+def test_a_clone_of_the_checkout_s_origin_has_its_cache_and_its_settings(checkout: Path) -> None:
+    with workspace(None, "main", checkout) as clone:
+        settings = (clone.root / ".dvc/config.local").read_text()
+    assert PRIVATE in settings
+    assert str(checkout / ".dvc/cache") in settings
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["{0}", "{0}/", "{0}.git", "{0}/.git", "file://{0}", "file://{0}.git/", "../plain", "../link", ""],
+)
+def test_the_origin_may_be_spelled_in_several_ways_and_is_cloned_in_its_own(
+    plain: Path, checkout: Path, tmp_path: Path, spelling: str
+) -> None:
+    (tmp_path / "link").symlink_to(plain)
+    shutil.copytree(plain, tmp_path / "plain.git")  # which git would take for `plain.git`
+    with workspace(spelling.format(plain), "main", checkout) as clone:
+        assert git(clone.root, "remote", "get-url", "origin") == str(plain)
+
+
+@pytest.mark.parametrize(
+    "repository",
+    [
+        "{0}/another",
+        "../another",
+        "file://{0}/another",
+        ".",
+        "https://localhost/another.git",
+        "git@localhost:another.git",
+        "ext::sh -c 'touch {0}/canary'",
+        "ext::touch {0}/canary",
+        "--upload-pack=touch {0}/canary",
+        "-u touch {0}/canary",
+        "fd::17",
+        "{0}/pl\0ain",
+        "\ud800",
+        "x" * 200_000,
+    ],
+)
+def test_any_other_repository_is_refused_before_git_is_asked(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: str
+) -> None:
+    shutil.copytree(checkout, tmp_path / "another")
+    asked: list[str] = []
+
+    def watched(folder: Path, *arguments: str) -> str:
+        asked.extend(arguments)
+        return git(folder, *arguments)
+
+    monkeypatch.setattr("flows.workspace.git", watched)
+    with (
+        pytest.raises(BreedlineError, match=r"is not where this checkout was cloned from.*BREEDLINE_REPOSITORIES"),
+        workspace(repository.format(tmp_path), "main", checkout),
+    ):
+        pass
+    assert "clone" not in asked
+    assert not (tmp_path / "canary").exists()
+
+
+def test_what_the_owner_allows_is_cloned_without_the_settings_and_the_cache_of_the_checkout(
+    plain: Path, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    another = tmp_path / "another"
+    shutil.copytree(plain, another)
+    monkeypatch.setenv("BREEDLINE_REPOSITORIES", f"https://localhost/another.git {another}/")
+    with workspace(f"file://{another}", "main", checkout) as clone:
+        assert git(clone.root, "remote", "get-url", "origin") == f"{another}/"
+        assert not (clone.root / ".dvc/config.local").exists()
+        with contextlib.chdir(clone.root), Repo() as repo:
+            assert Path(repo.cache.local.path).is_relative_to(clone.root)
+        assert PRIVATE.encode() not in b"".join(files(clone.root).values())
+
+
+def test_git_runs_no_command_that_stands_in_a_url(plain: Path, tmp_path: Path) -> None:
+    git(plain, "config", "protocol.allow", "always")
+    with pytest.raises(GitError, match="transport 'ext' not allowed"):
+        git(plain, "fetch", f"ext::touch {tmp_path}/canary")
+    assert not (tmp_path / "canary").exists()
 
 
 def test_the_cache_folder_may_be_relative(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BREEDLINE_CACHE", "kept")
-    with workspace(str(plain), "main", Path.cwd()) as clone:
+    with workspace(None, "main", plain) as clone:
         assert (clone.root / "file").read_text() == "two"
 
 
