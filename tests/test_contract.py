@@ -222,6 +222,9 @@ def test_what_is_installed_is_every_package() -> None:
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"benchmarks"}
     assert set(tool["setuptools"]["packages"]) == set(tool["importlinter"]["root_packages"]) == packages
+    others = {path for package in packages for path in ROOT.glob(f"{package}/*.*") if path.suffix != ".py"}
+    listed = tool["setuptools"]["package-data"]
+    assert others == {ROOT / package / name for package, names in listed.items() for name in names}
 
 
 def _direct_requirements() -> Iterator[Requirement]:

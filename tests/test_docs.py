@@ -119,7 +119,7 @@ def test_the_example_for_ones_own_images_is_right() -> None:
     """The sections of the README's example, put into the preset that it starts from."""
     (example,) = _blocks(ROOT / "README.md", "yaml")
     settings = YAML(typ="safe").load(ROOT / "presets/photos.yaml")
-    changed = YAML(typ="safe").load(example.replace("3a7b…", "0" * 64))
+    changed = YAML(typ="safe").load(example.replace("3a7b…", "a" * 64))
     Params.model_validate({section: {**settings[section], **changed.get(section, {})} for section in settings})
 
 
