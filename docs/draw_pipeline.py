@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs/pipeline.svg"
 COLUMN, ROW = 150, 88
 """Pixels from a stage to the next one."""
-BOX, LINE = (126, 58), 16
+BOX, LINE = (132, 58), 16
 """The size of a stage, and the height of a line of text."""
 MARGIN = 20
 CORRECT = "you look, and correct"
@@ -24,8 +24,7 @@ GATE = ("gate, publish", "not worse? the data, then the commit")
 STYLE = """
 text { font: 12px system-ui, sans-serif; text-anchor: middle; fill: #24292f }
 .name { font-weight: 600; font-size: 14px }
-.what { font-size: 11px }
-.path { font-family: ui-monospace, monospace; font-size: 11px }
+.path { font-family: ui-monospace, monospace; font-size: 11.5px }
 .stage { fill: #ddf4ff; stroke: #0969da }
 .gate { fill: #dafbe1; stroke: #1a7f37 }
 .page { fill: #ffffff }
@@ -114,7 +113,7 @@ def _box(svg: Element, place: int, kind: str, name: str, what: str) -> None:
     corner = {"x": str(x - width // 2), "y": str(y - height // 2)}
     SubElement(svg, "rect", {"class": kind, **corner, "width": str(width), "height": str(height), "rx": "6"})
     SubElement(svg, "text", {"class": "name", "x": str(x), "y": str(y - 11)}).text = name
-    _write(svg, x, y + 12, textwrap.wrap(what, 20), "what")
+    _write(svg, x, y + 12, textwrap.wrap(what, 20), "")
 
 
 def _write(svg: Element, x: int, y: int, lines: list[str], kind: str) -> None:
