@@ -2,6 +2,8 @@
 
 import numpy as np
 import pandas as pd
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
 from sklearn.metrics import f1_score, log_loss, precision_recall_fscore_support
 
 DIGITS = 6
@@ -53,3 +55,19 @@ def confused_pairs(table: pd.DataFrame) -> pd.DataFrame:
     wrong = table[table["actual"] != table["predicted"]]
     pairs = wrong.groupby(["actual", "predicted"]).size().reset_index(name="times")
     return pairs.sort_values(["times", "actual", "predicted"], ascending=[False, True, True], kind="stable")
+
+
+def confusion(table: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+    """The confusion matrix of `classes`: counts, rows `actual`, columns `predicted`, both in the same order.
+
+    Classes that are confused stand side by side: leaves of a hierarchical clustering (average linkage) in optimal order
+    (Bar-Joseph et al., 2001), where the distance of two classes is 1 less the mean of the shares of each that are taken
+    for the other.
+    """
+    counts = pd.crosstab(table["actual"], table["predicted"]).reindex(index=classes, columns=classes, fill_value=0)
+    if len(classes) < 2:
+        return counts
+    shares = counts.to_numpy() / counts.sum(axis=1).clip(lower=1).to_numpy()[:, None]
+    distances = 1 - (shares + shares.T) / 2
+    order = leaves_list(linkage(squareform(distances, checks=False), "average", optimal_ordering=True))
+    return counts.iloc[order, order]

@@ -16,9 +16,9 @@ from breedline.files import new_folder
 from breedline.items import Item, load_items
 from breedline.learner import data_block, loss_function, pick_device
 from breedline.loader import View
-from breedline.metrics import confused_pairs, per_class, summary
+from breedline.metrics import confused_pairs, confusion, per_class, summary
 from breedline.params import Evaluate
-from breedline.pictures import sheet_picture
+from breedline.pictures import MOST_CLASSES, confusion_picture, f1_picture, sheet_picture, short
 from breedline.pixels import Store
 from breedline.progress import progress
 from breedline.shards import PRESIZED_COLUMNS, ShardSet
@@ -36,8 +36,8 @@ def evaluate(params: Evaluate, bundle: Path, presized: Path, labels: Path, *, me
 
     Args:
         metrics: the numbers of both splits; `dvc metrics diff` compares them.
-        report: folder for the predictions and per-class table of the test split, the pairs of classes most often
-            confused, and a sheet of the worst mistakes.
+        report: folder for the test split's predictions, its scores per class, the pairs of classes most often confused,
+            pictures of the confusion matrix and the F1 per class, and a sheet of the worst mistakes.
 
     Raises:
         BreedlineError: no usable bundle, or no test images, or a label that the bundle does not know.
@@ -115,18 +115,28 @@ def _report(
         }
     )
     write_csv(table, folder / "predictions.csv")
-    write_csv(per_class(spec.classes, predicted, target), folder / "per_class.csv")
+    scores = per_class(spec.classes, predicted, target)
+    write_csv(scores, folder / "per_class.csv")
     write_csv(confused_pairs(table), folder / "confused.csv")
+    _class_pictures(table, scores[scores["images"] > 0], folder)
     images = ShardSet(presized, PRESIZED_COLUMNS)
     worst = table.sort_values("loss", ascending=False, kind="stable").head(params.top_losses)
     rows = [
         (
-            f"{row['actual']}\nseen as {row['predicted']}, {row['probability']:.0%}",
+            f"{short(row['actual'])}\nseen as {short(row['predicted'])}, {row['probability']:.0%}",
             images.read(items[number].shard, items[number].offset, items[number].size),
         )
         for number, row in zip(worst.index, worst.to_dict("records"), strict=True)
     ]
     sheet_picture(rows, folder / "top_losses.png")
+
+
+def _class_pictures(predictions: pd.DataFrame, scores: pd.DataFrame, folder: Path) -> None:
+    shown = scores.head(MOST_CLASSES)
+    which = "by class" if len(shown) == len(scores) else f"of the worst {len(shown)} of {len(scores)} classes"
+    counts = confusion(predictions, list(shown["class"]))
+    confusion_picture(counts, f"Test split: confusion {which}", folder / "confusion.png")
+    f1_picture(shown, scores["f1"].mean(), f"Test split: F1 {which}", folder / "f1.png")
 
 
 if __name__ == "__main__":

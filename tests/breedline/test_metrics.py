@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from breedline.metrics import calibration_error, confused_pairs, per_class, summary
+from breedline.metrics import calibration_error, confused_pairs, confusion, per_class, summary
 
 PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.1, 0.4], [0.2, 0.5, 0.3]])
 TARGET = np.array([0, 1, 2, 0])
@@ -45,3 +45,25 @@ def test_tables_begin_with_what_is_worst() -> None:
     assert table["images"].tolist() == [1, 2, 1]
     pairs = confused_pairs(pd.DataFrame({"actual": ["a", "a", "b", "c"], "predicted": ["b", "b", "a", "c"]}))
     assert pairs.to_numpy().tolist() == [["a", "b", 2], ["b", "a", 1]]
+
+
+def test_classes_that_are_confused_stand_side_by_side() -> None:
+    names = ["cat", "oak", "dog", "elm"]
+    pairs = [(name, name) for name in names for _ in range(9)]
+    pairs += [("cat", "dog"), ("dog", "cat"), ("oak", "elm"), ("elm", "oak"), ("oak", "elm")]
+    table = pd.DataFrame(pairs, columns=["actual", "predicted"])
+    counts = confusion(table, names)
+    assert list(counts.index) == list(counts.columns)
+    order = list(counts.index)
+    assert sorted(order) == sorted(names)
+    assert abs(order.index("cat") - order.index("dog")) == 1
+    assert abs(order.index("oak") - order.index("elm")) == 1
+    assert counts.loc["oak", "elm"] == 2
+    assert counts.loc["elm", "oak"] == 1
+    assert counts.to_numpy().sum() == len(table)
+
+
+def test_confusion_of_a_few_of_the_classes() -> None:
+    table = pd.DataFrame({"actual": ["a", "a", "b"], "predicted": ["a", "c", "c"]})
+    assert confusion(table, ["a"]).to_numpy().tolist() == [[1]]
+    assert confusion(table, ["a", "b"]).sum().sum() == 1

@@ -18,7 +18,7 @@ from stages.evaluate import evaluate, predict
 
 Pipeline = Any
 Width = Callable[[Path], int]
-FILES = ("predictions.csv", "per_class.csv", "confused.csv", "top_losses.png")
+FILES = ("predictions.csv", "per_class.csv", "confused.csv", "confusion.png", "f1.png", "top_losses.png")
 
 
 def run(pipeline: Pipeline, bundle: Path, folder: Path, labels: Path | None = None, **settings: Any) -> dict[str, Any]:
@@ -47,7 +47,29 @@ def test_the_numbers_follow_from_the_predictions(
     assert numbers["valid"]["accuracy"] == json.loads((trained / "train.json").read_text())["accuracy"]
     assert pd.read_csv(tmp_path / "report/per_class.csv")["images"].sum() == len(table)
     assert pd.read_csv(tmp_path / "report/confused.csv")["times"].sum() == (~right).sum()
-    assert width(tmp_path / "report/top_losses.png") > 500
+    for name in ("top_losses.png", "confusion.png", "f1.png"):
+        assert width(tmp_path / "report" / name) > 300
+
+
+def test_numbers_of_a_single_class_are_no_metrics(pipeline: Pipeline, trained: Path, tmp_path: Path) -> None:
+    numbers = run(pipeline, trained / "bundle", tmp_path)
+    assert numbers.keys() == {"test", "valid"}
+    assert all(isinstance(value, int | float) for split in numbers.values() for value in split.values())
+    assert not any(name in key for split in numbers.values() for key in split for name in ("red", "green", "blue"))
+
+
+UGLY = {"red": r"$\no formula{$", "green": "[bold]x[/] <b>", "blue": "a name too long to stand beside the others " * 3}
+
+
+def test_labels_are_text_in_tables_and_pictures(pipeline: Pipeline, trained: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(trained / "bundle", tmp_path / "bundle")
+    spec = json.loads((bundle / "model.json").read_text())
+    (bundle / "model.json").write_text(json.dumps(spec | {"classes": [UGLY[name] for name in spec["classes"]]}))
+    table = pd.read_csv(pipeline.path("labels.csv"))
+    table.assign(label=table["label"].map(UGLY)).to_csv(tmp_path / "labels.csv", index=False)
+    plain = run(pipeline, trained / "bundle", tmp_path / "plain")
+    assert run(pipeline, bundle, tmp_path, tmp_path / "labels.csv") == plain
+    assert set(pd.read_csv(tmp_path / "report/per_class.csv")["class"]) == set(UGLY.values())
 
 
 @pytest.mark.parametrize("tta", [0, 2])
