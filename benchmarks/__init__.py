@@ -1,1 +1,1 @@
-"""What the README's figures come from: each module is a program that prints a table and fails if a goal is missed."""
+"""What the figures of docs/figures.md come from: each module is a program that prints a table and fails if a goal is missed."""
