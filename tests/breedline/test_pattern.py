@@ -1,13 +1,9 @@
-import re
-from pathlib import Path
-
 import pytest
 
 from breedline import pattern
 from breedline.errors import BreedlineError
 from breedline.pattern import compile_pattern
 
-ROOT = Path(__file__).parents[2]
 PETS = r"(?P<label>.+)_\d+\.jpg"
 
 
@@ -37,9 +33,3 @@ def test_a_pattern_that_explodes_is_stopped(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_re2_reads_what_would_explode_elsewhere() -> None:
     assert compile_pattern(r"(?P<label>(a|aa)+)c")("a" * 10_000 + "b") is None
-
-
-@pytest.mark.parametrize("path", ["robin/1.jpg", "birds/robin/1.jpg", "birds/new/robin/a b.jpg"])
-def test_the_pattern_of_the_readme_reads_the_folder(path: str) -> None:
-    (pattern,) = re.findall(r"`on: path` and `pattern: (.+?)`", (ROOT / "README.md").read_text("utf-8"))
-    assert compile_pattern(pattern)(path) == "robin"
