@@ -13,23 +13,30 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from flows.plan import Step, rows
 from flows.repo import metrics
 
+MARKUP = re.compile(
+    r"(?P<indent>^\s*)(?P<mark>[-=>#+])"  # blocks: lists, headings, quotations
+    r"|[\\`*\[\]<&~|]|(?<![^\W_])_|_(?![^\W_])"  # a `_` within a word is only a letter: american_bulldog
+    r"|:(?=//)|(?<=www)\.|@(?=[\w-]+\.)"  # what becomes a link by itself
+    r"|(?<=\d)[.)](?=\s)",  # numbered lists
+    re.MULTILINE,
+)
 ROWS = 500
 """Of a longer table only the beginning is shown: it is kept by the server."""
 
 
 def show_plan(steps: list[Step]) -> None:
     """What is about to happen, and why."""
-    create_table_artifact(rows(steps), key="plan", description="What was to happen to each stage, and why")
+    _create_table(rows(steps), key="plan", description="What was to happen to each stage, and why")
 
 
 def show_results(root: Path, steps: list[Step], results: list[dict[str, Any]]) -> None:
     """What happened; and of what was made anew, the metrics and what the stages have to show."""
-    create_table_artifact(results, key="summary", description="What happened to each stage")
+    _create_table(results, key="summary", description="What happened to each stage")
     new = {result["stage"] for result in results if result["state"] in ("Completed", "Restored")}
     if not new:
         return
     if table := metrics(root):
-        create_table_artifact(changes(table), key="metrics", description="The metrics, and those of the last commit")
+        _create_table(changes(table), key="metrics", description="The metrics, and those of the last commit")
     for step in steps:
         for path in step.policy.show if step.stage in new else []:
             _show(step.stage, root / path, path)
@@ -49,12 +56,22 @@ def changes(table: dict[str, tuple[float | None, float | None]]) -> list[dict[st
     return sorted(rows, key=lambda row: row["difference"] == 0)
 
 
+def text(content: str) -> str:
+    """Markdown that renders as `content`: Prefect's UI renders cells and descriptions, which may hold anybody's labels."""
+    return MARKUP.sub(lambda found: f"{found['indent'] or ''}\\{found['mark'] or found[0]}", content)
+
+
+def _create_table(rows: list[dict[str, Any]], key: str, description: str) -> None:
+    cells = [{name: text(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows]
+    create_table_artifact(cells, key=key, description=text(description))
+
+
 def _show(stage: str, file: Path, path: str) -> None:
     key = re.sub(r"[^a-z0-9]+", "-", f"{stage}-{file.stem}".lower())
     kind = mimetypes.guess_type(file.name)[0] or ""
     if file.suffix == ".csv":
         table = pd.read_csv(file, nrows=ROWS)
-        create_table_artifact(json.loads(table.to_json(orient="records")), key=key, description=path)
+        _create_table(json.loads(table.to_json(orient="records")), key=key, description=path)
     elif kind.startswith("image/"):
         picture = base64.b64encode(file.read_bytes()).decode()
-        create_markdown_artifact(f"![{path}](data:{kind};base64,{picture})", key=key, description=path)
+        create_markdown_artifact(f"![{text(path)}](data:{kind};base64,{picture})", key=key, description=text(path))

@@ -8,31 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from prefect import allow_failure, flow, get_client, get_run_logger
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
-from prefect.states import Completed, Failed
 from prefect.tasks import Task
 
 from breedline.errors import BreedlineError
 from flows import artifacts
 from flows.limits import create_limit
+from flows.names import run_name
 from flows.plan import Action, Step, plan
-from flows.process import Ended, Processes
+from flows.process import Ended, Processes, RunEnded
 from flows.repo import keep_order
+from flows.states import Outcome
+from flows.tasks import task_of
 
 LEASE = 60.0
 """Seconds after which the slot of a run that was killed is free again; Prefect allows no less."""
 LINES_IN_MESSAGE = 5
-BAD = ("Failed", "Skipped")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a stage: a line of the summary."""
+    """How a stage ended: a row of the summary."""
 
     stage: str
-    state: str
+    state: Outcome
     seconds: float = 0
     why: str = ""
     code: int = 0
@@ -48,7 +48,7 @@ class Run:
     results: dict[str, Result] = field(default_factory=dict)
 
 
-@flow(name="pipeline", persist_result=False)
+@flow(name="pipeline", flow_run_name=run_name, persist_result=False)
 def pipeline(root: Path = Path(), force: tuple[str, ...] = ()) -> State[Any]:
     """Bring every stage of dvc.yaml at `root` up to date, as `dvc repro` would; independent ones at the same time.
 
@@ -56,11 +56,20 @@ def pipeline(root: Path = Path(), force: tuple[str, ...] = ()) -> State[Any]:
         root: a DVC repository.
         force: stages to run although nothing they depend on has changed.
     """
-    root = root.resolve()
     try:
-        steps = plan(root)
+        return run_stages(root, force)
     except BreedlineError as error:
-        return Failed(message=str(error))
+        return Outcome.FAILED.state(str(error))
+
+
+def run_stages(root: Path, force: tuple[str, ...]) -> State[Any]:
+    """The work of `pipeline`, for any flow: tasks and artifacts belong to the flow run in which this is called.
+
+    Raises:
+        BreedlineError: there is no plan, as of a dvc.yaml that DVC cannot read.
+    """
+    root = root.resolve()
+    steps = plan(root)
     artifacts.show_plan(steps)
     with get_client(sync_client=True) as client:
         for resource in {resource for step in steps for resource in step.policy.resources}:
@@ -73,50 +82,50 @@ def pipeline(root: Path = Path(), force: tuple[str, ...] = ()) -> State[Any]:
             futures[step.stage] = _task(step, run).submit(return_state=False, wait_for=upstream)
         for future in futures.values():
             future.wait()
-    results = [run.results.get(step.stage, Result(step.stage, "Failed", why="see its log")) for step in steps]
+    results = [run.results.get(step.stage, Result(step.stage, Outcome.FAILED, why="see its log")) for step in steps]
     artifacts.show_results(root, steps, [asdict(result) for result in results])
-    failed = [f"{result.stage}: {result.why}" for result in results if result.state == "Failed"]
-    return Failed(message="\n".join(failed)) if failed else Completed(message=_counted(results))
+    failed = [f"{result.stage}: {result.why}" for result in results if result.state is Outcome.FAILED]
+    return Outcome.FAILED.state("\n".join(failed)) if failed else Outcome.COMPLETED.state(_counted(results))
 
 
 def _task(step: Step, run: Run) -> Task[[], State[Any]]:
     policy = step.policy
 
-    def may_end_better(*_: object) -> bool:
+    def may_end_better() -> bool:
         result = run.results.get(step.stage)
         return run.processes.open and result is not None and result.code in policy.retry_on
 
-    return Task(
+    return task_of(
+        step.stage,
         lambda: _bring_up_to_date(step, run),
-        name=step.stage,
-        task_run_name=step.stage,
         retries=policy.retries,
-        retry_delay_seconds=policy.retry_delay,
-        retry_condition_fn=may_end_better,
-        cache_policy=NO_CACHE,
-        persist_result=False,
+        delay=policy.retry_delay,
+        again=may_end_better,
     )
 
 
 def _bring_up_to_date(step: Step, run: Run) -> State[Any]:
     started = time.monotonic()
-    needs = [run.results.get(name, Result(name, "Failed")) for name in step.needs]
+    needs = [run.results.get(name, Result(name, Outcome.FAILED)) for name in step.needs]
     code, why = 0, "; ".join(step.why)
-    if bad := [need.stage for need in needs if need.state in BAD]:
-        state, why = "Skipped", f"{', '.join(bad)} did not end well"
-    elif step.action is Action.UP_TO_DATE and step.stage not in run.force and all(n.state == "UpToDate" for n in needs):
-        state = "UpToDate"
+    forced = step.stage in run.force
+    if bad := [need.stage for need in needs if need.state.bad]:
+        state, why = Outcome.SKIPPED, f"{', '.join(bad)} did not end well"
+    elif step.action is Action.UP_TO_DATE and not forced and all(need.state is Outcome.UP_TO_DATE for need in needs):
+        state = Outcome.UP_TO_DATE
     else:
-        with _slots(step.policy.resources, run):
-            ended = run.processes.run(
-                run.root, step.stage, step.policy, get_run_logger().info, force=step.stage in run.force
-            )
-        state, code = ended.state, ended.code
-        if state == "Failed":
-            why = _last_words(ended)
+        try:
+            with _slots(step.policy.resources, run):
+                ended = run.processes.run(run.root, step.stage, step.policy, get_run_logger().info, force=forced)
+            state, code = ended.state, ended.code
+            if state is Outcome.FAILED:
+                why = _last_words(ended)
+        except RunEnded:
+            state = Outcome.CANCELLED
+    if not run.processes.open:
+        state, why = Outcome.CANCELLED, "its run has ended"
     run.results[step.stage] = Result(step.stage, state, round(time.monotonic() - started, 1), why, code)
-    # of the type of failures, for Prefect lets nothing go on after a state of the type of cancellations
-    return Failed(name=state, message=why) if state in BAD else Completed(name=state, message=why)
+    return state.state(why)
 
 
 def _last_words(ended: Ended) -> str:

@@ -18,6 +18,7 @@ from rich.text import Text
 from breedline.errors import BreedlineError
 from flows.leash import leashed
 from flows.policy import Policy
+from flows.states import Outcome
 
 SECONDS_BETWEEN_REDRAWN = 10.0
 LINES_KEPT = 12
@@ -37,12 +38,16 @@ EXITED = re.compile(r", exited with (-?\d+)$")
 class Ended:
     """How `dvc repro` of one stage ended."""
 
-    state: str
-    """UpToDate, Restored, Completed or Failed."""
+    state: Outcome
+    """UP_TO_DATE, RESTORED, COMPLETED or FAILED."""
     code: int
     """The exit code: of the stage if it ran, else of dvc; 124 after a timeout, 128 + n after signal n."""
     said: list[str]
     """The last lines of the stage, without dvc's own words about its end."""
+
+
+class RunEnded(BreedlineError):
+    """A stage was to start after the end of its run."""
 
 
 class Processes:
@@ -67,10 +72,10 @@ class Processes:
         """Let dvc bring one stage up to date in the repository at `root`; `say` is given each line as it comes.
 
         Raises:
-            BreedlineError: this object has been left, so nothing may start any more.
+            RunEnded: the `with` block has been left, so nothing may start any more.
         """
         options = ["--force"] if force else []
-        state, exited = "Completed", None
+        state, exited = Outcome.COMPLETED, None
         said: deque[str] = deque(maxlen=LINES_KEPT)
 
         def read(line: str) -> None:
@@ -81,9 +86,9 @@ class Processes:
             if found := EXITED.search(line):
                 exited = int(found[1])
             elif UNCHANGED.fullmatch(line):
-                state = "UpToDate"
+                state = Outcome.UP_TO_DATE
             elif RESTORED.fullmatch(line):
-                state = "Restored"
+                state = Outcome.RESTORED
             elif line.startswith(("Running stage ", "> ")):
                 said.clear()
             else:
@@ -93,9 +98,11 @@ class Processes:
         if code == 0:
             return Ended(state, 0, [])
         if code == TIMED_OUT:
-            return Ended("Failed", code, [*said, f"it was ended after {policy.timeout:g} s (meta.prefect.timeout)"])
+            return Ended(
+                Outcome.FAILED, code, [*said, f"it was ended after {policy.timeout:g} s (meta.prefect.timeout)"]
+            )
         code = code if exited is None else exited
-        return Ended("Failed", code if code >= 0 else 128 - code, list(said))
+        return Ended(Outcome.FAILED, code if code >= 0 else 128 - code, list(said))
 
     def dvc(self, root: Path, arguments: list[str], say: Callable[[str], object], timeout: float | None = None) -> int:
         """The exit code of `dvc --wait-for-lock ARGUMENTS` in `root`; 124 if it had to be ended after `timeout` seconds."""
@@ -113,9 +120,9 @@ class Processes:
         return code if in_time else TIMED_OUT
 
     def check_open(self) -> None:
-        """Raises BreedlineError if this has been left."""
+        """Raises RunEnded if the `with` block has been left."""
         if not self.open:
-            raise BreedlineError("the run has ended, so no further stage starts")
+            raise RunEnded("the run has ended, so no further stage starts")
 
     def _start(self, command: list[str], root: Path) -> subprocess.Popen[bytes]:
         here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # dvc, and the `python` of the stages

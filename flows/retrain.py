@@ -6,21 +6,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import flow, get_run_logger
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
-from prefect.tasks import Task
+from prefect.exceptions import TerminationSignal
 
 from breedline.errors import BreedlineError, NetworkError
-from breedline.params import load_params
+from breedline.params import ParamsError, load_params
 from flows import publish as transaction
 from flows.artifacts import changes
 from flows.gate import Decision, decide
-from flows.pipeline import pipeline
+from flows.names import run_name
+from flows.pipeline import run_stages
 from flows.plan import Action, plan
 from flows.process import Processes
 from flows.remote import check_remote, has_remote, missing, stored
 from flows.repo import metrics
+from flows.states import Outcome
+from flows.tasks import task_of
 from flows.workspace import PARAMS, Workspace, override, workspace
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ RETRIES, RETRY_DELAY = 3, 60
 """Of what needs the network, and the seconds between."""
 
 
-@flow(name="retrain", persist_result=False)
+@flow(name="retrain", flow_run_name=run_name, persist_result=False)
 def retrain(
     repository: str | None = None,
     ref: str = "main",
@@ -53,14 +54,29 @@ def retrain(
                 if not clone.branch:
                     raise BreedlineError(f"{ref} is no branch, and only to a branch can be published: name one")
                 check_remote(clone.root)
-            override(clone.root, overrides or {})
-            _as_task("pull", lambda: _pull(clone.root, processes))
-            state = pipeline(clone.root, tuple(force or ()), return_state=True)
+            _override(clone.root, overrides or {})
+            _in_task("pull", lambda: _pull(clone.root, processes))
+            state = run_stages(clone.root, tuple(force or ()))
             if not state.is_completed():
-                return Failed(message=state.message)
-            return _publish(clone, processes) if publish else Completed(name="Held", message="publish is off")
+                return state
+            if not publish:
+                return Outcome.COMPLETED.state(f"{state.message}; not published, as publish is off")
+            return _publish(clone, processes)
     except BreedlineError as error:
-        return Failed(message=str(error))
+        return Outcome.FAILED.state(str(error))
+
+
+def _override(root: Path, overrides: dict[str, Any]) -> None:
+    """Change settings in the clone at `root`; a mistake is told in terms of the overrides, not of the clone's files."""
+    try:
+        load_params(root / PARAMS)
+    except ParamsError as error:
+        raise ParamsError(str(error).replace(f"{root}/", "")) from error
+    try:
+        override(root, overrides)
+    except ParamsError as error:
+        first, *mistakes = (line.strip() for line in str(error).splitlines())
+        raise ParamsError(f"overrides: {'; '.join(mistakes) or first}") from error
 
 
 def _pull(root: Path, processes: Processes) -> str:
@@ -78,15 +94,15 @@ def _pull(root: Path, processes: Processes) -> str:
 
 def _publish(clone: Workspace, processes: Processes) -> State[Any]:
     if not transaction.changed(clone.root):
-        return Completed(name="Unchanged", message="everything is as it was published")
+        return Outcome.UNCHANGED.state("everything is as it was published")
     table = metrics(clone.root)
-    decision = _as_task("gate", lambda: decide(load_params(clone.root / PARAMS).gate, table))
+    decision = _in_task("gate", lambda: decide(load_params(clone.root / PARAMS).gate, table))
     if not decision.publish:
-        return Completed(name="Held", message=decision.why)
-    _as_task("push", lambda: _dvc(processes, clone.root, "push"))
-    _as_task("verify", lambda: transaction.verified(clone.root))
-    commit = _as_task("commit", lambda: transaction.commit(clone, _message(decision, table)))
-    return Completed(name="Published", message=f"{commit} on {clone.branch}: {decision.why}")
+        return Outcome.HELD.state(decision.why)
+    _in_task("push", lambda: _dvc(processes, clone.root, "push"))
+    _in_task("verify", lambda: transaction.verified(clone.root))
+    commit = _in_task("commit", lambda: transaction.commit(clone, _message(decision, table)))
+    return Outcome.PUBLISHED.state(f"{commit} on {clone.branch}: {decision.why}")
 
 
 def _message(decision: Decision, table: dict[str, tuple[float | None, float | None]]) -> str:
@@ -111,32 +127,27 @@ def _dvc(processes: Processes, root: Path, *arguments: str) -> str:
     return said[-1] if said else ""
 
 
-def _as_task(name: str, work: Callable[[], T]) -> T:
+def _in_task(name: str, work: Callable[[], T]) -> T:
     """Do `work` as a task, again if the network failed; an expected error is the task's message, and raised here."""
     results: list[T] = []
-    errors: list[BreedlineError] = []
+    errors: list[BaseException] = []
 
     def attempt() -> State[Any]:
         try:
             results.append(work())
         except BreedlineError as error:
             errors.append(error)
-            return Failed(message=str(error))
-        return Completed(message=str(results[-1]))
+            return Outcome.FAILED.state(str(error))
+        except TerminationSignal as error:  # else this task would count as crashed
+            errors.append(error)
+            return Outcome.CANCELLED.state("its run has ended")
+        return Outcome.COMPLETED.state(str(results[-1]))
 
-    def the_network_failed(*_: object) -> bool:
+    def the_network_failed() -> bool:
         return bool(errors) and isinstance(errors[-1], NetworkError)
 
-    state: State[Any] = Task(
-        attempt,
-        name=name,
-        task_run_name=name,
-        retries=RETRIES,
-        retry_delay_seconds=RETRY_DELAY,
-        retry_condition_fn=the_network_failed,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-    )(return_state=True)
+    task = task_of(name, attempt, retries=RETRIES, delay=RETRY_DELAY, again=the_network_failed)
+    state: State[Any] = task(return_state=True)
     if state.is_completed():
         return results[-1]
     if errors:

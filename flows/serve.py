@@ -5,14 +5,17 @@ Starts a Prefect server of its own where none is configured. Afterwards nothing 
 
 import contextlib
 import os
+import secrets
+import shlex
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 import httpx
@@ -27,87 +30,167 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterState,
     FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.context import refresh_global_settings_context
 from prefect.events.actions import ChangeFlowRunState
 from prefect.exceptions import ObjectAlreadyExists
-from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_PORT, get_current_settings, temporary_settings
-from prefect.states import Cancelled
-from rich.console import Console
+from prefect.settings import PREFECT_SERVER_API_PORT, get_current_settings
+from prefect.states import Cancelled, Crashed
 from ruamel.yaml import YAML
 
 from breedline.errors import BreedlineError
 from breedline.files import cache_dir
-from flows.leash import leashed
 from flows.limits import create_limit
+from flows.service import Service
 
 DEPLOYMENTS = Path("prefect.yaml")
 POOL = "breedline"
-PAUSE = 5.0
 SERVER_START = 120.0
 """Seconds that a server may take to answer for the first time; on a slow disk it makes its database meanwhile."""
-HEARTBEAT, SILENCE = 30, 120
-"""Seconds between signs of life of a run, and without one until it counts as crashed."""
-ENVIRONMENT = {
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT),
-}
-console = Console()
+SILENCE = 120
+"""Seconds without a heartbeat, of which there is one every 30 s, until a run counts as crashed."""
+LOOK_FOR_LOST = 10.0
+"""Seconds between looks for runs whose process is gone; the second look in a row marks them."""
+UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED, StateType.CANCELLING, StateType.PAUSED]
 
 
 def main() -> None:
     """Serve until Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, _interrupt)
-    os.environ.update(ENVIRONMENT)
     try:
-        with (
-            running_server() as url,
-            temporary_settings({PREFECT_API_URL: url}),
-            get_client(sync_client=True) as client,
-        ):
-            os.environ["PREFECT_API_URL"] = url
-            _prepare(client)
-            with _deployed(client) as names:
-                console.print(f"Serving {', '.join(names)}\nLook at {url.removesuffix('/api')}; Ctrl-C ends all of it.")
-                while True:
-                    with _running(
-                        leashed(["prefect", "worker", "start", "--pool", POOL, "--type", "process"])
-                    ) as worker:
-                        code = worker.wait()
-                    console.print(f"The worker ended with exit code {code}; the next one starts in {PAUSE:g} s")
-                    time.sleep(PAUSE)
+        with running_server() as server:
+            os.environ.update(server.settings)
+            refresh_global_settings_context()
+            with get_client(sync_client=True) as client:
+                _prepare(client)
+                command = ["prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+                with _deployed(client) as names, Service("The worker", command, say) as worker:
+                    say(f"Serving {', '.join(names)}; Ctrl-C ends all of it.\n{server.how_to_reach}")
+                    _watch_over(server, worker, client)
     except KeyboardInterrupt:
-        console.print("Ended.")
+        say("Ended.")
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def say(line: str) -> None:
+    """Print a line for the person who serves."""
+    print(line, flush=True)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A Prefect server."""
+
+    settings: dict[str, str]
+    """How Prefect's clients find it, as environment variables."""
+    how_to_reach: str
+    """The same for people."""
+    service: Service | None
+    """The server that this process runs; None for one that was configured."""
+
+
 @contextlib.contextmanager
-def running_server() -> Iterator[str]:
-    """The API of the server that is configured (PREFECT_API_URL, or the profile), or of one that ends with this."""
+def running_server() -> Iterator[Server]:
+    """The server that is configured (PREFECT_API_URL, or the profile), or one of our own, which ends with the block.
+
+    Ours listens on the loopback interface, where every web page that a browser on this machine shows could reach it.
+    Hence it answers only who knows a secret that is made anew each time, and of other origins' pages nobody.
+
+    Raises:
+        BreedlineError: ours does not start.
+    """
     if configured := get_current_settings().api.url:
-        yield str(configured)
+        yield Server({"PREFECT_API_URL": configured}, f"Look at {configured.removesuffix('/api')}", None)
         return
     port = PREFECT_SERVER_API_PORT.value()
+    origin = f"http://127.0.0.1:{port}"
+    login = f"breedline:{secrets.token_urlsafe(24)}"
+    settings = {"PREFECT_API_URL": f"{origin}/api", "PREFECT_API_AUTH_STRING": login}
+    environment = {
+        **os.environ,
+        "PREFECT_SERVER_API_AUTH_STRING": login,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+    }
     log = cache_dir("logs") / "server.log"
-    with log.open("wb") as output:
-        command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        with _running(leashed(command, stdout=output, stderr=output)) as server:
-            url = f"http://127.0.0.1:{port}/api"
-            console.print(f"Starting a Prefect server at {url.removesuffix('/api')}, which logs to {log}")
+    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("wb") as output, _exports(cache_dir("serve") / f"{port}.env", settings) as exports:
+        say(f"Starting a Prefect server at {origin}, which logs to {log}")
+        with Service("The server", command, say, env=environment, stdout=output, stderr=output) as service:
             deadline = time.monotonic() + SERVER_START
-            while not _answers(url):
-                if server.poll() is not None or time.monotonic() > deadline:
+            while not _answers(settings["PREFECT_API_URL"]):
+                if service.look() is not None or time.monotonic() > deadline:
                     raise BreedlineError(
                         f"the Prefect server did not start, see {log}: if port {port} is taken by one already, "
-                        f"set PREFECT_API_URL={url}, else another PREFECT_SERVER_API_PORT"
+                        f"set PREFECT_API_URL={origin}/api, else another PREFECT_SERVER_API_PORT"
                     )
                 time.sleep(0.5)
-            yield url
+            reach = f"Look at {origin} and log in with {login}\nIn another terminal, first: source {shlex.quote(str(exports))}"
+            yield Server(settings, reach, service)
+
+
+@contextlib.contextmanager
+def _exports(path: Path, settings: dict[str, str]) -> Iterator[Path]:
+    """A file for other terminals to `source`, which only its owner may read; it is there during the block."""
+    path.unlink(missing_ok=True)  # of a serve that was killed
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.writelines(f"export {name}={value}\n" for name, value in settings.items())
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _watch_over(server: Server, worker: Service, client: SyncPrefectClient) -> NoReturn:
+    """Keep the worker and our own server running, and mark the runs that have died with one of them."""
+    suspects: set[UUID] = set()
+    looked = time.monotonic()
+    while True:
+        if server.service:
+            server.service.keep_running()
+        worker.keep_running()
+        if server.service and time.monotonic() - looked > LOOK_FOR_LOST:
+            with contextlib.suppress(httpx.HTTPError):  # the server has just ended; the next look asks the next one
+                suspects = _mark_lost(client, worker.started, suspects)
+            looked = time.monotonic()
+        time.sleep(1)
+
+
+def _mark_lost(client: SyncPrefectClient, worker_started: datetime, suspects: set[UUID]) -> set[UUID]:
+    """Mark the runs among `suspects` whose process is still gone; all whose process is gone now.
+
+    A worker reports how its runs end. Who is killed along with them reports nothing. It takes two looks, as the worker
+    reports after the process has ended.
+    """
+    lost = [
+        run
+        for run in client.read_flow_runs(
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
+            flow_run_filter=_in_states([StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]),
+        )
+        if not _has_process(run, worker_started)
+    ]
+    for run in lost:
+        if run.id in suspects:
+            end = Cancelled if run.state_type is StateType.CANCELLING else Crashed
+            client.set_flow_run_state(run.id, end(message="its process was killed"), force=True)
+    return {run.id for run in lost}
+
+
+def _has_process(run: FlowRun, worker_started: datetime) -> bool:
+    """Whether the present worker has just taken the run, or the process in which it runs is alive."""
+    if run.state_type is StateType.PENDING or not run.infrastructure_pid:
+        return run.state is not None and run.state.timestamp > worker_started
+    try:
+        return psutil.Process(int(run.infrastructure_pid)).environ().get("PREFECT__FLOW_RUN_ID") == str(run.id)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _answers(url: str) -> bool:
@@ -171,26 +254,12 @@ def _deployed(client: SyncPrefectClient) -> Iterator[list[str]]:
 
 
 def _cancel_unfinished(client: SyncPrefectClient, deployments: list[UUID]) -> None:
-    unfinished = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED, StateType.CANCELLING, StateType.PAUSED]
     for run in client.read_flow_runs(
         deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=deployments)),
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=unfinished))),
+        flow_run_filter=_in_states(UNFINISHED),
     ):
         client.set_flow_run_state(run.id, Cancelled(message="its server was ended"), force=True)
 
 
-@contextlib.contextmanager
-def _running(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Afterwards neither the process is running nor what it has started; unless it had ended before, as by a kill."""
-    try:
-        yield process
-    finally:
-        descendants = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        if process.stdin:
-            process.stdin.close()
-        process.wait()
-        for descendant in descendants:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                descendant.terminate()
-        for survivor in psutil.wait_procs(descendants, timeout=10)[1]:
-            survivor.kill()
+def _in_states(types: list[StateType]) -> FlowRunFilter:
+    return FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types)))

@@ -4,11 +4,13 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +52,9 @@ class Served:
     def __init__(self, folder: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+            self.port = free.getsockname()[1]
         self.folder, self.work = folder, folder / "work"
-        self.api = f"http://127.0.0.1:{port}/api"
+        self.api = f"http://127.0.0.1:{self.port}/api"
         self.log = folder / "serve.log"
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT")},
@@ -62,7 +64,7 @@ class Served:
             "BREEDLINE_CACHE": str(folder / "cache"),
             "DVC_SITE_CACHE_DIR": str(folder / "site"),
             "PREFECT_HOME": str(folder / "prefect"),
-            "PREFECT_SERVER_API_PORT": str(port),
+            "PREFECT_SERVER_API_PORT": str(self.port),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
         }
         self._make()
@@ -84,11 +86,20 @@ class Served:
             if deployment["name"] == "nightly":
                 deployment["schedules"] = [{"interval": 20}]
         YAML(typ="safe").dump(deployments, self.work / "prefect.yaml")
-        shutil.copyfile(ROOT / "params.yaml", self.work / "params.yaml")
+        for name in ("params.yaml", "prefect.toml"):
+            shutil.copyfile(ROOT / name, self.work / name)
         for name, content in {"train.py": TRAIN, "dvc.yaml": DVC_YAML, "source.txt": "1"}.items():
             (self.work / name).write_text(content)
         self.shell(f"git checkout -q -B main && dvc init -q && dvc remote add -q -d store {self.folder / 'store'}")
         self.push(label={"seed": 1}, train={"epochs": 10, "base_lr": 0.5})
+
+    def stop(self) -> None:
+        """As by Ctrl-C."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(60)
+        if "client" in vars(self):
+            self.client.close()
 
     def shell(self, command: str, folder: Path | None = None) -> str:
         """What the command prints."""
@@ -108,16 +119,30 @@ class Served:
         YAML(typ="safe").dump(params, path)
         self.shell("git add -A && git commit -qm settings && git push -q origin main")
 
-    def ask(self, path: str, **body: Any) -> Any:
+    @property
+    def exported(self) -> dict[str, str]:
+        """The settings with which other terminals find the server."""
+        lines = (self.folder / f"cache/serve/{self.port}.env").read_text().splitlines()
+        return dict(line.removeprefix("export ").split("=", 1) for line in lines)
+
+    @cached_property
+    def client(self) -> httpx.Client:
+        """A client of the server: it logs in, and asks for a token against forged requests, as Prefect's own do."""
+        name, _, secret = self.exported["PREFECT_API_AUTH_STRING"].partition(":")
+        client = httpx.Client(base_url=self.api, auth=(name, secret), timeout=30)
+        token = client.get("/csrf-token", params={"client": "test"}).raise_for_status().json()["token"]
+        client.headers.update({"Prefect-Csrf-Client": "test", "Prefect-Csrf-Token": token})
+        return client
+
+    def ask(self, path: str, method: str = "POST", **body: Any) -> Any:
         """What the server answers; as every client of it does, this asks again while its database is busy (503)."""
-        answer = until(lambda: (a := httpx.post(f"{self.api}/{path}", json=body, timeout=30)).status_code != 503 and a)
+        content = {} if method == "GET" else {"json": body}
+        answer = until(lambda: (a := self.client.request(method, path, **content)).status_code != 503 and a)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
     def deployment(self, name: str) -> dict[str, Any]:
-        answer = httpx.get(f"{self.api}/deployments/name/{name}", timeout=30)
-        answer.raise_for_status()
-        return answer.json()
+        return self.ask(f"deployments/name/{name}", "GET")
 
     def runs(self, deployment: str, *states: str) -> list[dict[str, Any]]:
         """The runs of a deployment that are in one of `states`, by name; the earliest first."""
@@ -135,9 +160,7 @@ class Served:
         return str(self.ask(f"deployments/{deployment}/create_flow_run", parameters=parameters)["id"])
 
     def state(self, run: str) -> dict[str, Any]:
-        answer = httpx.get(f"{self.api}/flow_runs/{run}", timeout=30)
-        answer.raise_for_status()
-        return answer.json()["state"]
+        return self.ask(f"flow_runs/{run}", "GET")["state"]
 
     def ended(self, run: str, *others: str) -> str:
         """The name of the state in which the run has ended, or is, if that is among `others`."""
@@ -146,10 +169,10 @@ class Served:
         return str(self.state(run)["name"])
 
     def tasks(self, run: str) -> dict[str, str]:
-        """The states of the stages, by name, in the pipeline of a run."""
-        (pipeline,) = self.ask("flow_runs/filter", flow_runs={"parent_flow_run_id": {"any_": [run]}})
-        tasks = self.ask("task_runs/filter", flow_runs={"id": {"any_": [pipeline["id"]]}})
-        return {task["name"]: task["state"]["name"] for task in tasks}
+        """The states of the stages of a run, by name."""
+        tasks = self.ask("task_runs/filter", flow_runs={"id": {"any_": [run]}})
+        stages = ("download", "train")
+        return {task["name"]: task["state"]["name"] for task in tasks if task["name"] in stages}
 
     def slots(self) -> int:
         """How many hold the GPU."""

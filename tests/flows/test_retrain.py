@@ -10,6 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
 
 from flows import retrain as module
 from flows.remote import stored
@@ -119,30 +126,61 @@ def test_the_first_champion_needs_no_other_to_beat(project: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "state", "message"),
     [
+        ({"overrides": WORSE}, "Held", "test.accuracy 0.923077 -> 0.75 (-0.173077), beyond the tolerance of 0.005"),
         (
-            {"overrides": WORSE},
-            "test.accuracy 0.923077 -> 0.75 (-0.173077), beyond the tolerance of 0.005",
+            {"overrides": BETTER, "publish": False},
+            "Completed",
+            "1 UpToDate, 1 Completed; not published, as publish is off",
         ),
-        ({"overrides": BETTER, "publish": False}, "publish is off"),
     ],
 )
-def test_what_is_held_goes_nowhere(project: Any, arguments: dict[str, Any], message: str) -> None:
+def test_what_is_not_published_goes_nowhere(project: Any, arguments: dict[str, Any], state: str, message: str) -> None:
     before = project.tip(), project.objects()
-    assert run(**arguments) == ("Held", message)
+    assert run(**arguments) == (state, message)
     assert project.ran() == ["train"]
     assert (project.tip(), project.objects()) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train.epoch": 3}, "overrides: train.epoch: unknown setting; did you mean epochs?"),
+        ({"gate.tolerance": -1}, "overrides: gate.tolerance = -1: should be greater than or equal to 0"),
+        ({"train.epochs.x": 1}, "overrides: train.epochs.x: epochs is a setting itself, not a section"),
+    ],
+)
+def test_an_override_that_is_wrong_is_named_in_one_line(project: Any, overrides: dict[str, Any], message: str) -> None:
+    assert run(overrides=overrides) == ("Failed", message)
+    assert project.ran() == []
+
+
+def test_a_setting_of_the_branch_that_is_wrong_is_no_override(project: Any) -> None:
+    params = (project.work / "params.yaml").read_text()
+    (project.work / "params.yaml").write_text(params.replace("tolerance: 0.005", "tolerance: -1"))
+    project.git("commit", "--quiet", "--all", "--message", "a mistake")
+    project.git("push", "--quiet")
+    name, message = run(overrides=BETTER)
+    assert name == "Failed"
+    assert message.startswith("params.yaml needs mending:\n  gate.tolerance = -1")
+
+
+def test_the_run_has_the_artifacts_and_tasks_and_a_name_that_tells_what_it_was_for(project: Any) -> None:
+    state = retrain(overrides={"train.epochs": 24, "train.seed": 7}, force=["train"], return_state=True)
+    run = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(run).name == "by hand main: train.epochs=24, train.seed=7, force train"
+        shown = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run])))
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
+    assert {artifact.key for artifact in shown} == {"plan", "summary", "metrics"}
+    assert {task.name for task in tasks} == {"pull", "download", "train", "gate", "push", "verify", "commit"}
 
 
 def test_what_cannot_be_published_does_not_even_start(project: Any) -> None:
     project.git("push", "--quiet", "origin", "HEAD:refs/tags/v1")
     assert run(ref="v1") == ("Failed", "v1 is no branch, and only to a branch can be published: name one")
     assert run(ref="v2") == ("Failed", "there is no branch, tag or commit called v2")
-    name, message = run(overrides={"train.epoch": 3, "gate.tolerance": -1})
-    assert name == "Failed"
-    assert "train.epoch: unknown setting; did you mean epochs?" in message
-    assert "gate.tolerance = -1" in message
     (project.work / ".dvc/config").write_text("")
     project.git("commit", "--quiet", "--all", "--message", "no remote")
     project.git("push", "--quiet")
@@ -154,7 +192,7 @@ def test_what_cannot_be_published_does_not_even_start(project: Any) -> None:
 
 def test_a_tag_can_be_run_without_publishing(project: Any) -> None:
     project.git("push", "--quiet", "origin", "HEAD:refs/tags/v1")
-    assert run(ref="v1", publish=False) == ("Held", "publish is off")
+    assert run(ref="v1", publish=False) == ("Completed", "2 UpToDate; not published, as publish is off")
     assert project.ran() == []
 
 

@@ -1,0 +1,77 @@
+"""A program that is kept running: started again when it ends, after pauses that grow, until it fails too often."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import psutil
+
+from breedline.errors import BreedlineError
+from flows.leash import leashed
+
+FAILURES = 5
+"""Failures in a row after which a program is given up."""
+STEADY = 60.0
+"""Seconds that a program must run for its next failure to count as the first of a row."""
+
+
+class Service:
+    """A program that runs inside the `with` block. Leaving the block ends it, along with all it has started."""
+
+    def __init__(self, name: str, command: list[str], say: Callable[[str], object], **options: Any) -> None:
+        """`say` is given a line for each restart; `options` are those of `subprocess.Popen`."""
+        self._name, self._command, self._say, self._options = name, command, say, options
+        self._failures = 0
+
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.look()
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._process.wait()
+        self._end_descendants()
+
+    def _start(self) -> None:
+        self.started = datetime.now(UTC)
+        self._descendants: list[psutil.Process] = []
+        self._process = leashed(self._command, **self._options)
+
+    def look(self) -> int | None:
+        """The program's exit code; None while it runs."""
+        if (code := self._process.poll()) is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._descendants = psutil.Process(self._process.pid).children(recursive=True)
+        return code
+
+    def keep_running(self) -> None:
+        """Start the program again if it has ended.
+
+        Raises:
+            BreedlineError: it has ended too many times in a row.
+        """
+        if (code := self.look()) is None:
+            return
+        self._end_descendants()
+        steady = datetime.now(UTC).timestamp() - self.started.timestamp() > STEADY
+        self._failures = 1 if steady else self._failures + 1
+        if self._failures == FAILURES:
+            raise BreedlineError(f"{self._name} ended {FAILURES} times in a row, at last with exit code {code}")
+        pause = 2.0 ** (self._failures - 1)
+        self._say(f"{self._name} ended with exit code {code}; it starts again in {pause:g} s")
+        time.sleep(pause)
+        self._start()
+
+    def _end_descendants(self) -> None:
+        """End what the program had started and left behind, as a SIGKILL of its leash does."""
+        running = [process for process in self._descendants if process.is_running()]
+        for process in running:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        for survivor in psutil.wait_procs(running, timeout=10)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                survivor.kill()
