@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # `dvc` runs each stage's `python`: the one of this environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock bench-presize bench-orchestration bench-cpu bench-gpu clean
+.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock bench-presize bench-seeds bench-orchestration bench-cpu bench-gpu clean
 
 repro: $(READY)
 	dvc repro
@@ -72,6 +72,11 @@ lock: $(BIN)/uv
 
 bench-presize: $(READY)
 	python -m benchmarks.presize
+
+# SEEDS=how many.
+bench-seeds: $(READY)
+	dvc repro presize weights
+	python -m benchmarks.seeds $(if $(SEEDS),--seeds $(SEEDS))
 
 bench-orchestration: $(READY)
 	python -m benchmarks.orchestration

@@ -7,8 +7,10 @@ all of it at once. The model is a pretrained body with a new head, trained in th
 
 import logging
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
 from pickle import UnpicklingError
@@ -207,14 +209,38 @@ def pick_precision(wanted: str, device: torch.device) -> str:
     if device.type == "cuda":
         best = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     else:
-        capabilities = (
-            torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
-        )
+        capabilities = _cpu_capabilities() if device.type == "cpu" else {}
         best = "bf16" if any(capabilities.get(name) for name in BF16_CAPABILITIES) else "fp32"
         if wanted == "fp16" or (wanted == "bf16" and device.type != "cpu"):
             log.info("train.precision %s needs CUDA: training in %s", wanted, best)
             return best
     return best if wanted == "auto" else wanted
+
+
+def machine(device: torch.device, precision: str) -> dict[str, Any]:
+    """What a training's result depends on beside its inputs: on another machine, equal inputs give other roundings.
+
+    A CPU's sums are split over its threads and computed by kernels that torch chooses by the CPU's instructions.
+    """
+    return {
+        "device": device_name(device),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "torch": torch.__version__,  # with its build
+        **{package: version(package) for package in ("fastai", "timm")},
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The model of the GPU or CPU, as far as torch knows it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return str(_cpu_capabilities().get("cpu_name", "CPU")) if device.type == "cpu" else device.type.upper()
+
+
+def _cpu_capabilities() -> Mapping[str, Any]:
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 def prefer_speed(device: torch.device) -> None:

@@ -30,9 +30,11 @@ from breedline.learner import (
     create_learner,
     create_model,
     data_block,
+    device_name,
     leave_autocast,
     load_weights,
     loss_function,
+    machine,
     pick_device,
     pick_precision,
     prefer_speed,
@@ -90,9 +92,8 @@ def train(
         code=sha256_of_code(Path(__file__)),
     )
     precision = pick_precision(params.precision, device)
-    checkpoints = Checkpoints(
-        {"params": params.model_dump(), "spec": spec.model_dump(), "on": [_name(device), precision, torch.__version__]}
-    )
+    computed_on = machine(device, precision)
+    checkpoints = Checkpoints({"params": params.model_dump(), "spec": spec.model_dump(), "machine": computed_on})
     block = data_block(presized, classes, geometry, params.augment)
     store = Store(presized, device, max_side=geometry.max_side)
     store.keep(items, params.keep_images)
@@ -133,7 +134,8 @@ def train(
     loss_picture(history.epochs, report / "loss.png")
     schedule_picture(history.schedule, report / "schedule.png")
     last = {name: value for name, value in history.epochs[-1].items() if name != "learning_rate"}
-    write_json({**last, "epochs": len(history.epochs), "base_lr": base_lr, "lr_find": rules}, metrics)
+    numbers = {**last, "epochs": len(history.epochs), "base_lr": base_lr, "lr_find": rules}
+    write_json({**numbers, "machine": computed_on}, metrics)
     save_bundle(bundle, learn.model, spec)
     if device.type == "cuda":
         log.info("train: at most %.1f GB of the GPU's memory", torch.cuda.max_memory_allocated() / 1e9)
@@ -223,9 +225,7 @@ def _check(items: list[Item], classes: list[str]) -> None:
 
 
 def _name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"the CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type.upper()
+    return f"the CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device_name(device)
 
 
 def _describe(block, items: list[Item], path: Path) -> None:  # type: ignore[no-untyped-def]

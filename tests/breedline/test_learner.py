@@ -19,6 +19,7 @@ from breedline.learner import (
     create_model,
     load_weights,
     loss_function,
+    machine,
     pick_precision,
     statistics,
 )
@@ -133,6 +134,17 @@ def test_the_precision_is_one_that_the_device_computes_in(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has, "avx2": True})
     assert pick_precision(wanted, torch.device(device)) == picked
+
+
+def test_another_number_of_threads_is_another_machine() -> None:
+    threads = torch.get_num_threads()
+    records = []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        records.append(machine(torch.device("cpu"), "fp32"))
+    torch.set_num_threads(threads)
+    assert records[1] == records[0] | {"threads": 2}
+    json.dumps(records)
 
 
 def test_the_optimizer_steps_as_fastai_s_adam_does() -> None:

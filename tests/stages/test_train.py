@@ -40,6 +40,15 @@ def test_it_learns(trained: Path) -> None:
     assert metrics["lr_find"] == {}
 
 
+def test_the_metrics_say_what_else_the_result_depends_on(trained: Path) -> None:
+    machine = json.loads((trained / "train.json").read_text())["machine"]
+    assert machine.keys() == {"device", "cpu_capability", "threads", "precision", "torch", "fastai", "timm"}
+    assert machine["threads"] == torch.get_num_threads()
+    assert machine["precision"] == "fp32"
+    assert machine["torch"] == torch.__version__
+    assert machine["device"]
+
+
 def test_the_bundle_says_what_is_needed_to_use_it(trained: Path) -> None:
     spec = json.loads((trained / "bundle/model.json").read_text())
     assert spec["classes"] == ["blue", "green", "red"]
