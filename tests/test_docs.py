@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from breedline.params import Params
+from breedline.pattern import compile_pattern
 from docs.draw_pipeline import PICTURE, draw
 from flows.cli import _parser
 
@@ -120,6 +121,12 @@ def test_the_example_for_ones_own_images_is_right() -> None:
     settings = YAML(typ="safe").load(ROOT / "presets/photos.yaml")
     changed = YAML(typ="safe").load(example.replace("3a7b…", "a" * 64))
     Params.model_validate({section: {**settings[section], **changed.get(section, {})} for section in settings})
+
+
+@pytest.mark.parametrize("name", ["robin/1.jpg", "birds/robin/1.jpg", "a/birds/robin/a b.jpg"])
+def test_the_pattern_for_folders_takes_a_plain_folder_of_folders_too(name: str) -> None:
+    (pattern,) = [text.removeprefix("pattern: ") for text in _quoted(ROOT / "README.md") if "[^/]" in text]
+    assert compile_pattern(pattern)(name) == "robin"
 
 
 def test_the_picture_is_of_this_pipeline() -> None:
