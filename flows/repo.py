@@ -71,8 +71,8 @@ def _numbers(shown: dict[str, Any]) -> dict[str, float]:
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {"a.b": value}."""
-    if not isinstance(settings, dict):
+    """Nested settings as {"a.b": value}; an empty mapping is a value, too."""
+    if not isinstance(settings, dict) or not settings:
         return {prefix: settings} if prefix else {}
     parts = (flat(value, f"{prefix}.{key}".lstrip(".")) for key, value in settings.items())
     return {key: value for part in parts for key, value in part.items()}

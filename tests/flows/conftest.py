@@ -57,6 +57,10 @@ class Repository:
         self._log.clear()
         with contextlib.chdir(self.root), self._log.at_level("INFO", "dvc"), Repo() as repo:
             repo.reproduce()
+        return self.done()
+
+    def done(self) -> list[tuple[str, Action]]:
+        """What the last `dvc repro` has done, stage by stage, though it may have failed in the end."""
         return [
             (stage, Action.RESTORE if cached else Action.UP_TO_DATE if same else Action.RUN)
             for stage, cached, same in SAID.findall("\n".join(self._log.messages))

@@ -26,7 +26,7 @@ def test_the_command_prints_each_stage_with_what_happens_and_why(make_repository
     done = _print_plan(repository.root)
     assert [line.split() for line in done.stdout.splitlines()] == [
         ["stage", "action", "why"],
-        ["b", "will", "run", "its", "command", "changed;", "in", "changed;", "a.depth:", "none", "->", "1"],
+        ["b", "will", "run", "its", "command", "changed;", "in", "changed;", "a.depth:", "absent", "->", "1"],
     ]
     assert done.returncode == 0
 
@@ -42,7 +42,7 @@ def test_a_secret_in_a_url_is_not_shown(make_repository: Callable[..., Any]) -> 
         assert step.action is Action.RUN
         assert "s3cret" not in str(step)
         repository.shell("dvc repro -q")
-    assert any("https://host/pets.tgz?… -> https://host/pets.tgz?…" in reason for reason in step.why)
+    assert any("'https://host/pets.tgz?…' -> 'https://host/pets.tgz?…'" in reason for reason in step.why)
 
 
 def test_an_error_is_one_line(tmp_path: Path) -> None:

@@ -159,15 +159,15 @@ def _params(text: str) -> str:
             ),
             "nested param changed": (
                 _params("depth: 1, size: 1, colour: {hue: green}"),
-                {"a": (RUN, "a.colour.hue: red -> green"), **RUNS},
+                {"a": (RUN, "a.colour.hue: 'red' -> 'green'"), **RUNS},
             ),
             "params added": (
                 _params("depth: 1, size: 1, colour: {hue: red, light: 3}, b: [1]"),
-                {"a": (RUN, "a.b: none -> [1]; a.colour.light: none -> 3"), **RUNS},
+                {"a": (RUN, "a.b: absent -> [1]; a.colour.light: absent -> 3"), **RUNS},
             ),
             "param removed": (
                 _params("size: 1, colour: {hue: red}"),
-                {"a": (RUN, "a.depth: 1 -> none"), **RUNS},
+                {"a": (RUN, "a.depth: 1 -> absent"), **RUNS},
             ),
             "param of a name that DVC's run-cache leaves out": (
                 _params("depth: 1, size: 20, colour: {hue: red}"),
@@ -199,7 +199,10 @@ def _params(text: str) -> str:
             "param changed back": (
                 f"cp params.yaml old; echo 'a: 3' > params.yaml; {REPRO}; mv old params.yaml",
                 {
-                    "a": (RESTORE, "a: 3 -> none; a.colour.hue: none -> red; a.depth: none -> 1; a.size: none -> 1"),
+                    "a": (
+                        RESTORE,
+                        "a: 3 -> absent; a.colour.hue: absent -> 'red'; a.depth: absent -> 1; a.size: absent -> 1",
+                    ),
                     **FOLLOWS,
                 },
             ),
