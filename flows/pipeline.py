@@ -66,15 +66,18 @@ def run_stages(root: Path, force: tuple[str, ...]) -> State[Any]:
     """The work of `pipeline`, for any flow: tasks and artifacts belong to the flow run in which this is called.
 
     Raises:
-        BreedlineError: there is no plan, as of a dvc.yaml that DVC cannot read.
+        BreedlineError: there is no plan, as of a dvc.yaml that DVC cannot read, or no such stage to force.
     """
     root = root.resolve()
     steps = plan(root)
+    stages = [step.stage for step in steps]
+    if unknown := [name for name in force if name not in stages]:
+        raise BreedlineError(f"there is no stage called {unknown[0]} to force: there are {', '.join(stages)}")
     artifacts.show_plan(steps)
     with get_client(sync_client=True) as client:
         for resource in {resource for step in steps for resource in step.policy.resources}:
             create_limit(client, resource)
-    with keep_order(root, [step.stage for step in steps]), Processes() as processes:
+    with keep_order(root, stages), Processes() as processes:
         run = Run(root, force, processes)
         futures: dict[str, Any] = {}
         for step in steps:

@@ -56,6 +56,12 @@ def _run(root: Path, *force: str) -> Done:
     )
 
 
+def test_a_stage_to_force_that_does_not_exist_is_a_mistake(make_repository: Callable[..., Any]) -> None:
+    done = _run(make_repository(DIAMOND).root, "a", "aa")
+    assert done.state.message == "there is no stage called aa to force: there are a, b, c, d"
+    assert done.stages == {}
+
+
 def test_stages_are_completed_then_up_to_date_without_a_process_then_restored(
     make_repository: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
