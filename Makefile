@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
-SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Files of tests at the same time; a process more than there are cores, for some wait (tests/conftest.py orders them).
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What we ship sends nothing home.
 export DO_NOT_TRACK := 1
@@ -32,11 +33,8 @@ serve: $(READY)
 verify-remote: $(READY)
 	@breedline verify-remote $(if $(DEEP),--deep)
 
-# Side by side, a file of tests at a time; but those that look at the clock alone.
-TIMED := tests/flows/test_serve.py
 test: $(READY)
-	python -m pytest $(SIDE_BY_SIDE) --ignore $(TIMED)
-	python -m pytest $(TIMED)
+	python -m pytest $(SIDE_BY_SIDE)
 
 test-fast: $(READY)
 	python -m pytest $(SIDE_BY_SIDE) -m "not slow"

@@ -1,25 +1,38 @@
-"""What every test has: a working folder and a cache of its own, small pictures, and the default settings to vary."""
+"""What every test has: a working folder and a cache of its own, small pictures, and the default settings to vary.
+
+How the tests are quick. Files of tests run at the same time, in one process more than there are cores: some tests wait
+for a server, a schedule or a kill, and those start first. Each process computes with one thread. Trainings are of a tiny
+network (`ARCH` in tests/stages/conftest.py), and those with the settings of the fixture `trained` share one. Stages that
+run as processes of their own are forked from a server that has imported torch and fastai already, ten seconds' work
+(tests/preloaded.py); only where a test is about the start, or about the death of dvc, is it a new process. Campaigns of
+hundreds of kills and edits are marked `long`: `make test` does a few of each, `make test-long` all.
+"""
 
 import io
 import os
 import signal
+import socket
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from PIL import Image
 
 from breedline.params import Params, load_params
 
 ROOT = Path(__file__).parents[1]
+PRELOADED = Path(__file__).with_name("preloaded.py")
 # a shell starts what it puts in the background deaf to Ctrl-C, which the programs that tests start would inherit
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["DO_NOT_TRACK"] = os.environ["DVC_NO_ANALYTICS"] = "1"
-# equal numbers on every machine; and threads that wait for each other asleep, as trainings run side by side
-os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"] = "2", "PASSIVE"
+# equal numbers on every machine; and no threads that wait for each other, as trainings run side by side
+os.environ["OMP_NUM_THREADS"] = "1"
 # so all is computed on the CPU, but for `make test-gpu`
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("TEST_GPU", "")
 # `make test-long` sets it: a test marked `long` asks the fixture of that name, a property-based one does as many examples
@@ -28,9 +41,15 @@ settings.register_profile("breedline", deadline=None, max_examples=500 if LONG e
 settings.load_profile("breedline")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: while a test waits for a server, a kill or a schedule, another computes."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Flows come last: Prefect's threads stay in this process and draw from the `random` that training is seeded with.
-    A stage has a process of its own.
+    """Files that wait for a served project come first, as they take longest; then real processes, and flows last.
+
+    For Prefect's threads stay in the process that runs a flow, and draw from the `random` that training is seeded with.
     """
     if "TEST_GPU" in os.environ:
         import torch  # not for those who test without it
@@ -41,7 +60,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="`make test-gpu` runs it where there is a CUDA GPU"))
-    items.sort(key=lambda item: "flows" in item.path.parts)
+    served = {item.path for item in items if "served" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: (item.path not in served, "flows" in item.path.parts, "breedline" in item.path.parts))
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +70,28 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BREEDLINE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
+
+
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH with a `python` whose stages start at once (tests/preloaded.py), of one server for all workers of pytest."""
+    folder, owner = tmp_path_factory.getbasetemp(), os.getpid()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder, owner = folder.parent, os.getppid()
+    folder /= "preloaded"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, (folder / "log").open("wb") as log:
+                listener.bind(str(folder / "socket"))
+                listener.listen()
+                command = [sys.executable, "-P", str(PRELOADED), "serve", str(listener.fileno()), str(owner)]
+                streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+                subprocess.run(command, cwd=folder, pass_fds=[listener.fileno()], check=True, **streams)
+            python = folder / "python"
+            python.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {PRELOADED} ask {folder / "socket"} "$@"\n')
+            python.chmod(0o755)
+    return os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 @pytest.fixture

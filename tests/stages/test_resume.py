@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -85,14 +84,14 @@ def test_other_settings_start_clean_and_the_finder_is_asked_once(
     assert sha256_of(whole / "bundle/model.safetensors") != sha256_of(other / "bundle/model.safetensors")
 
 
-def _start(pipeline: Pipeline, folder: Path) -> subprocess.Popen[str]:
-    """The stage as a process of its own, which trains into `folder`."""
+def _start(pipeline: Pipeline, folder: Path, path: str) -> subprocess.Popen[str]:
+    """The stage as a process of its own, by the `python` of `path`, which trains into `folder`."""
     YAML().dump(pipeline.params.model_dump(), folder / "params.yaml")
     paths: dict[str, object] = {name: pipeline.path(name) for name in ("presized", "weights")}
     paths |= {"labels": pipeline.path("labels.csv"), "item_size": 40}
     paths |= {"bundle": "bundle", "metrics": "train.json", "report": "report"}
-    command = [sys.executable, "-m", "stages.train", *(f"--{name}={value}" for name, value in paths.items())]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = ["python", "-m", "stages.train", *(f"--{name}={value}" for name, value in paths.items())]
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen(
         command, cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
@@ -100,17 +99,17 @@ def _start(pipeline: Pipeline, folder: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_a_kill_in_every_epoch_of_both_phases_changes_nothing(
-    pipeline: Pipeline, trained: Path, tmp_path: Path, assert_same: Callable[..., None]
+    pipeline: Pipeline, trained: Path, tmp_path: Path, assert_same: Callable[..., None], preloaded: str
 ) -> None:
     def run(kill_after: str | None) -> str:
-        process = _start(pipeline, tmp_path)
+        process = _start(pipeline, tmp_path, preloaded)
         said = []
         assert process.stderr
         with process, process.stderr as lines:
             for line in lines:
                 said.append(line)
                 if kill_after and kill_after in line:
-                    time.sleep(random.uniform(0, 0.3))  # noqa: S311 - an epoch takes about as long
+                    time.sleep(random.uniform(0, 0.1))  # noqa: S311 - an epoch takes about as long
                     process.kill()
         assert process.returncode == (-signal.SIGKILL if kill_after else 0), said
         return "".join(said)

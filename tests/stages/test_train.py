@@ -116,7 +116,7 @@ def test_the_frozen_phase_teaches_the_head_and_the_normalisation_alone(
         seen.append({name: tensor.clone() for name, tensor in history.learn.model.state_dict().items()})
 
     monkeypatch.setattr(History, "before_fit", keep, raising=False)
-    pipeline.train(tmp_path, freeze_epochs=1, epochs=1)
+    pipeline.train(tmp_path, arch="resnet18", freeze_epochs=1, epochs=1)
     before, after = seen  # of the frozen phase
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     body = {name for name in before if name.startswith("0.")}
@@ -221,7 +221,8 @@ def test_splits_that_cannot_be_trained_on(pipeline: Pipeline, tmp_path: Path, ch
 def test_a_compiled_model_learns_the_same(pipeline: Pipeline, tmp_path: Path) -> None:
     losses = []
     for mode in ("none", "default"):
-        with inductor.patch(fallback_random=True):  # else dropout draws other numbers
+        # else dropout draws other numbers; and without a pool of compilers, each of which imports torch
+        with inductor.patch(fallback_random=True, compile_threads=1):
             folder = pipeline.train(tmp_path / mode, compile=mode, freeze_epochs=0, epochs=1, base_lr=0.001)
         losses.append(json.loads((folder / "train.json").read_text())["valid_loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
