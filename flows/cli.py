@@ -24,7 +24,7 @@ def run(force: list[str]) -> int:
     plan(Path())  # tells a mistake at once, where the flow first starts a server
     from flows.pipeline import pipeline
 
-    return int(pipeline(force=tuple(force), return_state=True).is_failed())
+    return int(not pipeline(force=tuple(force), return_state=True).is_completed())
 
 
 def retrain(ref: str, overrides: list[tuple[str, Any]], force: list[str], publish: bool) -> int:
@@ -32,14 +32,14 @@ def retrain(ref: str, overrides: list[tuple[str, Any]], force: list[str], publis
     from flows.retrain import retrain
 
     state = retrain(ref=ref, overrides=dict(overrides), force=force, publish=publish, return_state=True)
-    return int(state.is_failed())
+    return int(not state.is_completed())
 
 
-def watch(ref: str, deployment: str) -> int:
+def watch(ref: str, deployment: str, publish: bool) -> int:
     """Start a retraining if a source has changed since the last look."""
     from flows.watch import watch
 
-    return int(watch(ref=ref, deployment=deployment, return_state=True).is_failed())
+    return int(not watch(ref=ref, deployment=deployment, publish=publish, return_state=True).is_completed())
 
 
 def serve() -> None:
@@ -67,9 +67,8 @@ def main() -> NoReturn:
     """Run one subcommand, and exit with its code: 0, an expected error's own, 2 for a mistake in the command itself."""
     arguments = vars(_parser().parse_args())
     command: Callable[..., int | None] = arguments.pop("command")
-    os.environ["PATH"] = (
-        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # dvc and prefect, as `python`
-    )
+    # dvc, prefect and the stages' `python` are those of this environment, activated or not
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     try:
         sys.exit(command(**arguments))
     except BreedlineError as error:
@@ -99,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         "metavar": "STAGE",
         "help": "run it although nothing has changed",
     }
+    publish: dict[str, Any] = {"action": "store_true", "help": "send the data to the DVC remote, then push a commit"}
     add(plan)
     add(run).add_argument("--force", **force)
     command = add(retrain)
@@ -113,10 +113,11 @@ def _parser() -> argparse.ArgumentParser:
         help="another setting, such as train.epochs=20; may be given again",
     )
     command.add_argument("--force", **force)
-    command.add_argument("--publish", action="store_true", help="send the data to the DVC remote, then push a commit")
+    command.add_argument("--publish", **publish)
     command = add(watch)
     command.add_argument("--ref", default="main", help="a branch (main)")
     command.add_argument("--deployment", default="retrain/on-demand", help="what to start (retrain/on-demand)")
+    command.add_argument("--publish", **publish)
     add(serve)
     add(verify_remote)
     add(completion).add_argument("shell", choices=["bash", "zsh", "tcsh"])

@@ -6,8 +6,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Completed, Failed
 
 from breedline.errors import NetworkError
 from flows import cli
@@ -106,6 +109,46 @@ def test_a_folder_without_a_pipeline_is_one_line_before_any_server_starts(tmp_pa
         assert done.returncode == 1
         assert done.stdout == ""
         assert re.fullmatch(r"error: .*\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "flow", "given"),
+    [
+        ("run --force train", "flows.pipeline.pipeline", {"force": ("train",)}),
+        (
+            "retrain --set train.epochs=3 --set label.seed=7 --force train --force label",
+            "flows.retrain.retrain",
+            {
+                "ref": "main",
+                "overrides": {"train.epochs": 3, "label.seed": 7},
+                "force": ["train", "label"],
+                "publish": False,
+            },
+        ),
+        (
+            "watch --ref next --publish",
+            "flows.watch.watch",
+            {"ref": "next", "deployment": "retrain/on-demand", "publish": True},
+        ),
+    ],
+)
+@pytest.mark.parametrize(("state", "code"), [(Completed(), 0), (Failed(), 1), (Cancelled(), 1)], ids=lambda v: str(v))
+def test_a_flow_gets_what_the_command_says_and_decides_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, words: str, flow: str, given: dict[str, Any], state: State[Any], code: int
+) -> None:
+    called: list[dict[str, Any]] = []
+
+    def stand_in(**arguments: Any) -> State[Any]:
+        called.append(arguments)
+        return state
+
+    monkeypatch.setattr(flow, stand_in)
+    monkeypatch.setattr("flows.plan.plan", lambda root: [])
+    monkeypatch.setattr(sys, "argv", ["breedline", *words.split()])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert called == [{**given, "return_state": True}]
+    assert left.value.code == code
 
 
 @pytest.mark.parametrize(
