@@ -12,27 +12,41 @@ What happens to each kind of file:
 | animation, several pages | the first frame |
 | EXIF orientation | applied, so that the pixels are upright, and dropped |
 | metadata that cannot be read | ignored: the pixels are whole |
-| truncated, damaged, 32 bits a channel, over MAX_PIXELS, under 1 pixel wide | rejected, with the reason |
+| truncated, damaged, 32 bits a channel, under 1 pixel wide | rejected, with the reason |
+| over MAX_PIXELS, or too large to decode within MAX_MEMORY | rejected, with the reason |
 
 Large JPEGs are first decoded at the smallest scale that is still twice the target (libjpeg's `draft`), then reduced
 by Lanczos: a quarter of the time of decoding them whole, at 44 dB or better.
+
+Memory, beside the file's own bytes: an image takes at most MAX_MEMORY, and of those that take over LARGE_MEMORY a
+process decodes one at a time. Decoders need 4 bytes a pixel, TIFF's up to 12, WebP's 16, and JPEG's 2 more for each
+colour where the file is progressive. What comes after them works in strips, so that no second copy of a large image is made.
 """
 
 import io
 import re
+import threading
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import PIL
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError, features
 
 from breedline.formats import FORMATS
 
 MAX_PIXELS = 89_478_485
-"""A larger image is refused as a decompression bomb: Pillow's own limit, a quarter of a GiB as RGB."""
+"""A larger image is rejected as a decompression bomb: Pillow's own limit."""
+MAX_MEMORY, LARGE_MEMORY = 500_000_000, 100_000_000
+"""Bytes; see the module's last paragraph."""
+BYTES_PER_PIXEL = {"TIFF": 12, "WEBP": 16}
+"""What the decoder takes at its peak, by format; 4 for the others. Pillow itself keeps RGB in 4."""
+STRIP_PIXELS = 2**20
+
+_large = threading.Lock()
 
 DECODER = f"Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
 """Part of the cache key, since another decoder may give other bytes. Raise the version when this module does."""
-VERSION = 1
+VERSION = 2
 
 KEPT, RESIZED, ENCODED = "kept", "resized", "encoded"
 
@@ -49,7 +63,7 @@ UPRIGHT = {
 
 NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """What follows a scan of a JPEG. Inside of one, 0xff comes before a zero, or is a restart mark or padding."""
-END_OF_IMAGE = b"\xff\xd9"
+START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
 """What Pillow's plugins raise on damaged files, which is nearly anything."""
@@ -95,27 +109,76 @@ def _presize(image: ImageFile.ImageFile, data: bytes, size: int, quality: int) -
     if width * height > MAX_PIXELS:
         raise Undecodable(f"over {MAX_PIXELS} pixels")
     small = min(width, height) <= size
-    if image.format == "JPEG" and image.mode == "RGB" and small and _orientation(image) not in UPRIGHT:
-        _check(image, data)
-        return Presized(data, height, width, KEPT)
-
+    keep = image.format == "JPEG" and image.mode == "RGB" and small and _orientation(image) not in UPRIGHT
     scale = min(1, size / min(width, height))
     target = (round(width * scale), round(height * scale))
-    image.draft(None, (2 * target[0], 2 * target[1]))
-    picture = _rgb(image)
-    if not small:
-        picture = picture.resize(target, Image.Resampling.LANCZOS, reducing_gap=2)
-    orientation = _orientation(image)  # asked once decoded: TIFF has turned itself by then
-    if orientation in UPRIGHT:
-        picture = picture.transpose(UPRIGHT[orientation])
-    buffer = io.BytesIO()
-    # what was small has no detail to spare, so its colours keep their full resolution
-    picture.save(buffer, "JPEG", quality=quality, subsampling=0 if small else 2, comment=b"")
-    return Presized(buffer.getvalue(), picture.height, picture.width, ENCODED if small else RESIZED)
+    buffered = _coefficients(image, data)
+    # an eighth of the pixels, in grey, is the least work
+    image.draft("L", (1, 1)) if keep else image.draft(None, (2 * target[0], 2 * target[1]))
+    memory = buffered + _memory(image, target)
+    if memory > MAX_MEMORY:
+        raise Undecodable(f"decoding it takes over {MAX_MEMORY / 1e6:.0f} MB of memory")
+    with _large if memory > LARGE_MEMORY else nullcontext():
+        if keep:
+            _check(image, data)
+            return Presized(data, height, width, KEPT)
+        image.load()
+        orientation = _orientation(image)  # asked once decoded: TIFF has turned itself by then
+        picture = _rgb(image) if small else _reduced(image, target)
+        if orientation in UPRIGHT:
+            picture = picture.transpose(UPRIGHT[orientation])
+        buffer = io.BytesIO()
+        # what was small has no detail to spare, so its colours keep their full resolution
+        picture.save(buffer, "JPEG", quality=quality, subsampling=0 if small else 2, comment=b"")
+        return Presized(buffer.getvalue(), picture.height, picture.width, ENCODED if small else RESIZED)
+
+
+def _coefficients(image: ImageFile.ImageFile, data: bytes) -> int:
+    """Bytes of the coefficients, which libjpeg holds where one scan of a JPEG does not have all colours in full."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or not image.fp:
+        return 0
+    colours_of_scan = data[data.rfind(START_OF_SCAN, 0, image.fp.tell()) + 4]
+    one_scan = colours_of_scan == image.layers and "progressive" not in image.info
+    return 0 if one_scan else 2 * image.layers * image.width * image.height
+
+
+def _memory(image: ImageFile.ImageFile, target: tuple[int, int]) -> int:
+    """Bytes that decoding `image` and making it `target` pixels large take at most."""
+    across, down = _factors(image, target)
+    pixels = image.width * image.height
+    decoding = BYTES_PER_PIXEL.get(str(image.format), 4) * max(pixels, _pixels_of_tile(image))
+    strip = 16 * max(STRIP_PIXELS, image.width * down)  # with its conversions
+    picture = 9 * pixels // (across * down)  # before and after it is resized or turned, or with its transparency
+    return decoding + strip + picture
+
+
+def _pixels_of_tile(image: ImageFile.ImageFile) -> int:
+    """Of a TIFF in tiles, which are decoded whole and may claim to be larger than the image; else 0."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0
+    width, height = (image.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH))
+    return int(width) * int(height)
+
+
+def _factors(image: Image.Image, target: tuple[int, int]) -> tuple[int, int]:
+    """By how much to divide width and height so that at least twice `target` is left, as `resize(reducing_gap=2)` does."""
+    return image.width // (2 * target[0]) or 1, image.height // (2 * target[1]) or 1
+
+
+def _reduced(image: Image.Image, target: tuple[int, int]) -> Image.Image:
+    """`_rgb(image).resize(target, LANCZOS, reducing_gap=2)`, to the byte, but a strip of the image at a time."""
+    across, down = _factors(image, target)
+    picture = Image.new("RGB", (-(-image.width // across), -(-image.height // down)))
+    rows = down * max(1, STRIP_PIXELS // (image.width * down))
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        picture.paste(_rgb(strip).reduce((across, down)), (0, top // down))
+    box = (0, 0, image.width / across, image.height / down)
+    return picture.resize(target, Image.Resampling.LANCZOS, box)
 
 
 def _check(image: ImageFile.ImageFile, data: bytes) -> None:
-    """Raise what decoding the JPEG `data`, just opened as `image`, would raise, in a fifth of the time.
+    """Raise what decoding the JPEG `data`, opened as `image` in draft mode, would raise, in a fifth of the time.
 
     No bits within a scan stop the decoder, they are only wrong pixels; so where the end of the image follows the
     first scan, as it does unless the file is progressive or cut short, the beginning of the scan stands for all of it.
@@ -124,7 +187,7 @@ def _check(image: ImageFile.ImageFile, data: bytes) -> None:
     marker = NEXT_MARKER.search(data, scan)
     if marker and marker.group() == END_OF_IMAGE:
         image = Image.open(io.BytesIO(data[: scan + 1024] + END_OF_IMAGE), formats=("JPEG",))
-    image.draft("L", (1, 1))  # an eighth of the pixels, in grey, is the least work
+        image.draft("L", (1, 1))
     image.load()
 
 
@@ -142,8 +205,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # `convert` would clip all but the darkest to white
         return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
         picture = Image.new("RGB", layer.size, "white")
         picture.paste(layer, mask=layer.getchannel("A"))
         return picture
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
