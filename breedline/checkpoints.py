@@ -60,7 +60,7 @@ class Checkpoints:
         with _new_file_with_sha256(self.folder / f"{epoch:06d}.pt") as temporary:
             torch.save(state, temporary)
         for old in self._epochs()[:-EPOCHS_KEPT]:
-            old.unlink()
+            old.unlink(missing_ok=True)
             _sha256_file(old).unlink(missing_ok=True)
 
     def noted(self, name: str) -> Any:
