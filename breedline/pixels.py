@@ -1,8 +1,8 @@
 """Decoded images: where their pixels are kept, and how they get to the device.
 
-Images of any size lie end to end in one array, so that nothing is padded and a batch is a list of places in it. They
-are decoded once, by threads (decoders let go of Python's lock), and stay on the GPU where they fit, else in memory;
-where they fit nowhere, the next batches are decoded while one is trained on.
+Images of any size lie end to end in one array, so that nothing is padded and a batch is a list of positions in it. They
+are decoded once, by threads (decoding releases the GIL), and stay on the GPU if they fit there, else in memory; if they
+fit in neither, batches are decoded ahead while the model trains on an earlier one.
 """
 
 import io
@@ -28,11 +28,11 @@ from breedline.shards import PRESIZED_COLUMNS, ShardSet
 log = logging.getLogger("breedline")
 
 HEADROOM = 0.5
-"""The part of what is free that the images may take where `train.keep_images` is auto: the model wants room, too."""
+"""Share of the free memory that images may take with `keep_images: auto`: the model needs room, too."""
 CHUNK = 256
-"""Images that are decoded before they go where they are kept."""
+"""Images that are decoded together before they are moved to where they are kept."""
 AHEAD = 2
-"""Batches that are fetched while one is trained on."""
+"""Batches that are fetched ahead of the one in use."""
 PLACES = {"gpu": "on the GPU", "ram": "in memory"}
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -41,18 +41,18 @@ class Pixels(NamedTuple):
     """Images of any size, end to end."""
 
     values: torch.Tensor
-    """(pixels,) int32, each the four bytes R, G, B and one that means nothing."""
+    """(pixels,) int32, each the four bytes R, G, B and an unused one."""
     start: torch.Tensor
-    """(images,) int64, the number of the image's first pixel; on the CPU, like the two others."""
+    """(images,) int64, index of the image's first pixel; on the CPU, like `height` and `width`."""
     height: torch.Tensor
     width: torch.Tensor
 
     def take(self, rows: Sequence[int]) -> "Pixels":
-        """Some of the images, where they are."""
+        """A selection of the images, which shares their `values`."""
         return Pixels(self.values, self.start[rows], self.height[rows], self.width[rows])
 
     def gather(self, rows: Sequence[int]) -> "Pixels":
-        """Some of the images, copied end to end."""
+        """A selection of the images with `values` of its own; pinned if these are."""
         few = self.take(rows)
         counts = few.height * few.width
         values = torch.empty(int(counts.sum()), dtype=torch.int32, pin_memory=self.values.is_pinned())
@@ -65,28 +65,28 @@ class Store:
     """Gives the pixels of items, from wherever they are kept."""
 
     def __init__(self, folder: Path, device: torch.device, max_side: int) -> None:
-        """Of a presized shard set, its images reduced to `max_side` pixels of the shorter side where they are larger."""
+        """Reads a presized shard set; images whose shorter side is longer than `max_side` pixels are reduced to it."""
         self.images = ShardSet(folder, PRESIZED_COLUMNS)
         self.device, self.max_side = device, max_side
         self._threads = ThreadPoolExecutor(cpu_count(), "decode")
         self._kept: Pixels | None = None
         self._rows: dict[tuple[str, int], int] = {}
 
-    def keep(self, items: Sequence[Item], wanted: str) -> None:
-        """Decode the items now, to have them at hand: on the gpu, in ram, or (auto) where there is room.
+    def keep(self, items: Sequence[Item], where: str) -> None:
+        """Decode the items now and keep them in place `where`, as `train.keep_images` has it.
 
         Raises:
-            BreedlineError: there is no room for them where they are wanted.
+            BreedlineError: they do not fit there.
         """
         places = self._places(items)
         counts = places[1] * places[2]
         total = int(counts.sum())
-        where, why = choose(wanted, total * 4 / 1e9, self.device)
+        place, why = choose(where, total * 4 / 1e9, self.device)
         log.info("train: %d images, %s when decoded: %s", len(items), decimal(total * 4), why)
-        if where == "disk":
+        if place == "disk":
             return
-        device = self.device if where == "gpu" else torch.device("cpu")
-        pin = device != self.device and self.device.type == "cuda"
+        device = self.device if place == "gpu" else torch.device("cpu")
+        pin = device != self.device and self.device.type == "cuda"  # so that copies to the GPU need not be waited for
         values = torch.empty(total, dtype=torch.int32, device=device, pin_memory=pin)
         with progress("train (decoding images)", len(items)) as advance:
             for first in range(0, len(items), CHUNK):
@@ -96,7 +96,7 @@ class Store:
         self._rows = {(item.shard, item.offset): row for row, item in enumerate(items)}
 
     def batches(self, chunks: Iterable[Sequence[Item]]) -> Iterator[Pixels]:
-        """The pixels of each chunk of items, on the device, fetched ahead of their use."""
+        """The pixels of each chunk of items, on the device; the next AHEAD chunks are fetched meanwhile."""
         with ThreadPoolExecutor(1, "fetch") as fetcher:
             coming: deque[Future[Pixels]] = deque()
             for chunk in chunks:
@@ -114,7 +114,7 @@ class Store:
             return self._kept.take(rows)
         else:
             few = self._kept.gather(rows)
-        return few._replace(values=send(few.values, self.device))
+        return few._replace(values=to_device(few.values, self.device))
 
     def _decode(self, items: Sequence[Item], advance: Callable[[int], None] = lambda pieces: None) -> Pixels:
         start, height, width = self._places(items)
@@ -134,52 +134,53 @@ class Store:
         return Pixels(values, start, height, width)
 
     def _places(self, items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`start`, `height` and `width` of the items when they lie end to end."""
         height, width = torch.tensor([self._shape(item) for item in items], dtype=torch.int64).unbind(1)
         counts = height * width
         return counts.cumsum(0) - counts, height, width
 
     def _shape(self, item: Item) -> tuple[int, int]:
-        """Height and width when decoded."""
+        """Height and width when decoded and, if need be, reduced."""
         scale = min(1, self.max_side / min(item.height, item.width))
         return round(item.height * scale), round(item.width * scale)
 
 
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on the device; a GPU's is on its way, and nothing waits for it."""
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; a copy to a GPU is asynchronous, so that nothing waits for it."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def choose(wanted: str, gigabytes: float, device: torch.device) -> tuple[str, str]:
-    """Where to keep images of so many decoded gigabytes: gpu, ram or disk, and why in words.
+def choose(where: str, gigabytes: float, device: torch.device) -> tuple[str, str]:
+    """The place (gpu, ram or disk) for images of `gigabytes` when decoded, and the reason in words.
 
     Raises:
-        BreedlineError: there is no room for them where they are wanted.
+        BreedlineError: they do not fit where `where` wants them.
     """
-    if wanted == "disk":
+    if where == "disk":
         return "disk", "decoded anew in every epoch, as train.keep_images says"
     free = {"ram": _free_memory() / 1e9}
     if device.type == "cuda":
         free = {"gpu": torch.cuda.mem_get_info(device)[0] / 1e9, **free}
     said = " and ".join(f"{room:.1f} GB {PLACES[place]}" for place, room in free.items()) + " are free"
-    if wanted in free:
-        if gigabytes > free[wanted]:
+    if where in free:
+        if gigabytes > free[where]:
             raise BreedlineError(
-                f"train.keep_images {wanted}: {gigabytes:.1f} GB of images, and {said}; auto finds a place"
+                f"train.keep_images is {where}, but the images take {gigabytes:.1f} GB, and {said}: set it to auto"
             )
-        return wanted, f"kept {PLACES[wanted]}, as train.keep_images says ({said})"
-    if wanted == "gpu":
+        return where, f"kept {PLACES[where]}, as train.keep_images says ({said})"
+    if where == "gpu":
         said += ", and there is no CUDA GPU"
     for place, room in free.items():
         if gigabytes <= HEADROOM * room:
             return place, f"kept {PLACES[place]} ({said})"
-    return "disk", f"decoded anew in every epoch ({said}, and half of it is the most that they may take)"
+    return "disk", f"decoded anew in every epoch ({said}, of which images may take half)"
 
 
 def _free_memory() -> int:
-    """Bytes that can be had without swapping; in a container, of its own limit."""
+    """Bytes that can be allocated without swapping; in a container, within its own limit."""
     available: int = psutil.virtual_memory().available
     try:
         limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except FileNotFoundError:  # no cgroup of version 2
+    except FileNotFoundError:  # no cgroup v2
         return available
     return available if limit == "max" else min(available, int(limit) - int(used))

@@ -32,7 +32,7 @@ NARROW, MIXED = (
 def loaders(
     folder: Path, items: list[Item], geometry: Geometry, augment: Augment, kept: str = "", device: torch.device = CPU
 ) -> DataLoaders:
-    """Ours, or without `kept` fastai's; both have drawn the same random numbers so far."""
+    """Our loaders with images kept in place `kept`, or without it fastai's; from equal RNG states."""
     ours: dict[str, Any] = {}
     if kept:
         store = Store(folder, device, geometry.max_side)
@@ -46,7 +46,7 @@ def loaders(
 
 
 def grey_levels(images: torch.Tensor) -> torch.Tensor:
-    """What is normalised, in 0 to 255."""
+    """Normalised images as 0 to 255."""
     return (images * STD + 0.5) * 255
 
 
@@ -87,7 +87,7 @@ def test_the_images_are_those_of_fastai(
         assert difference.mean() <= on_average, difference.mean()
 
 
-def test_images_that_are_much_larger_than_the_view_are_reduced_first(presized: Presized) -> None:
+def test_images_much_larger_than_the_view_are_reduced_before_interpolation(presized: Presized) -> None:
     assert geometry(160, 32).max_side == 64
     folder, items = presized([(160, 160)] * 8)
     theirs, ours = (loaders(folder, items, geometry(160, 32), PLAIN, kept).valid.one_batch()[0] for kept in ("", "ram"))

@@ -45,7 +45,7 @@ def test_the_pixels_are_those_of_the_files(
         assert np.array_equal(image, np.asarray(decoded(store, item))), item
 
 
-def test_images_that_are_not_at_hand_are_fetched(presized: Presized) -> None:
+def test_images_that_are_not_kept_are_decoded_on_the_fly(presized: Presized) -> None:
     folder, items = presized([(20, 30), (31, 17), (8, 8)])
     store = Store(folder, CPU, 64)
     store.keep(items[:1], "ram")
@@ -63,7 +63,7 @@ def test_larger_images_are_reduced(presized: Presized) -> None:
     assert np.array_equal(found[0], np.asarray(wanted))
 
 
-def test_copied_images_are_the_same_images(presized: Presized) -> None:
+def test_gathered_images_are_copies_of_the_same_pixels(presized: Presized) -> None:
     folder, items = presized([(20, 30), (31, 17), (1, 5)])
     (pixels,) = Store(folder, CPU, 64).batches([items])
     few = pixels.gather([2, 0])
@@ -72,7 +72,7 @@ def test_copied_images_are_the_same_images(presized: Presized) -> None:
         assert np.array_equal(one, other)
 
 
-def test_a_decoder_s_error_reaches_the_user_of_the_batch(presized: Presized) -> None:
+def test_an_error_in_a_decoding_thread_is_raised_with_the_batch(presized: Presized) -> None:
     folder, items = presized([(20, 30), (31, 17)])
     volume = folder / items[0].shard
     volume.write_bytes(volume.read_bytes().replace(b"IHDR", b"IHXR"))
@@ -98,7 +98,7 @@ class Free(NamedTuple):
         ("disk", CUDA, Free(9, 9), "disk", "decoded anew in every epoch, as train.keep_images says"),
     ],
 )
-def test_where_two_gigabytes_are_kept(
+def test_where_two_gigabytes_of_images_are_kept(
     monkeypatch: pytest.MonkeyPatch, wanted: str, device: Any, free: Free, where: str, why: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free.gpu * 1e9, 80e9))
@@ -109,17 +109,20 @@ def test_where_two_gigabytes_are_kept(
 
 
 @pytest.mark.parametrize(("wanted", "device"), [("gpu", CUDA), ("ram", CPU)])
-def test_no_room_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch, wanted: str, device: Any) -> None:
+def test_images_that_do_not_fit_where_they_are_wanted(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, device: Any
+) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1e9, 80e9))
     monkeypatch.setattr(breedline.pixels, "_free_memory", lambda: 1e9)
     with pytest.raises(
-        BreedlineError, match=rf"train.keep_images {wanted}: 2.0 GB of images, and 1.0 GB .* auto finds a"
+        BreedlineError,
+        match=rf"train.keep_images is {wanted}, but the images take 2.0 GB, and 1.0 GB .* are free: set it to auto",
     ):
         choose(wanted, 2.0, device)
 
 
 @pytest.mark.parametrize(("limit", "free"), [("3000000000", 1.0), ("max", 7.0), (None, 7.0)])
-def test_the_memory_of_a_container_is_its_own(
+def test_the_memory_limit_of_a_container_counts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str | None, free: float
 ) -> None:
     class Memory(NamedTuple):
