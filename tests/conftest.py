@@ -3,7 +3,7 @@
 How the tests are quick. Files of tests run at the same time, in one process more than there are cores: some tests wait
 for a server, a schedule or a kill, and those start first. Each process computes with one thread. Trainings are of a tiny
 network (`ARCH` in tests/stages/conftest.py), and those with the settings of the fixture `trained` share one. Stages that
-run as processes of their own are forked from a server that has imported torch and fastai already, ten seconds' work
+run as processes of their own are forked from a server that has imported torch and fastai already
 (tests/preloaded.py); only where a test is about the start, or about the death of dvc, is it a new process. Campaigns of
 hundreds of kills and edits are marked `long`: `make test` does a few of each, `make test-long` all.
 """
@@ -33,6 +33,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["DO_NOT_TRACK"] = os.environ["DVC_NO_ANALYTICS"] = "1"
 # equal numbers on every machine; and no threads that wait for each other, as trainings run side by side
 os.environ["OMP_NUM_THREADS"] = "1"
+# without bytecode, as containers are often set up, each process compiles torch, Prefect and DVC anew for 9 s
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(Path(sys.prefix) / "bytecode")
 # so all is computed on the CPU, but for `make test-gpu`
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("TEST_GPU", "")
 # `make test-long` sets it: a test marked `long` asks the fixture of that name, a property-based one does as many examples
