@@ -18,7 +18,7 @@ from prefect.testing.utilities import prefect_test_harness
 from s3fs import S3FileSystem
 
 from flows.plan import Action
-from tests.flows.served import Served, until
+from tests.flows.served import Served, serving
 
 ROOT = Path(__file__).parents[2]
 
@@ -262,9 +262,5 @@ def prefect_server() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The project, served; one for each file of tests."""
-    served = Served(tmp_path_factory.mktemp("served"))
-    until(lambda: "Serving" in served.log.read_text() or served.process.poll() is not None)
-    try:
+    with serving(tmp_path_factory.mktemp("served")) as served:
         yield served
-    finally:
-        served.stop()

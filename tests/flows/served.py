@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,24 @@ stages:
 """
 
 
-class Served:
-    """A project with its bare origin and its DVC remote, served on a port of its own."""
+@contextlib.contextmanager
+def serving(folder: Path, interval: int | None = None) -> Iterator["Served"]:
+    """A project in `folder` that is served during the block."""
+    served = Served(folder, interval)
+    try:
+        until(lambda: "Serving" in served.log.read_text() or served.process.poll() is not None)
+        yield served
+    finally:
+        served.stop()
 
-    def __init__(self, folder: Path) -> None:
+
+class Served:
+    """A project with its bare origin and its DVC remote, served on a port of its own.
+
+    The nightly run is due at night, unless there is an `interval` of seconds: a run costs as much as a test.
+    """
+
+    def __init__(self, folder: Path, interval: int | None = None) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -67,7 +81,7 @@ class Served:
             "PREFECT_SERVER_API_PORT": str(self.port),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
         }
-        self._make()
+        self._make(interval)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [Path(sys.executable).with_name("breedline"), "serve"],
@@ -77,14 +91,14 @@ class Served:
                 stderr=log,
             )
 
-    def _make(self) -> None:
+    def _make(self, interval: int | None) -> None:
         self.shell("git init -q --bare -b main origin.git && git clone -q origin.git work 2> clone.log", self.folder)
         for package in ("flows", "breedline"):
             shutil.copytree(ROOT / package, self.work / package, ignore=shutil.ignore_patterns("__pycache__"))
         deployments = YAML(typ="safe").load(ROOT / "prefect.yaml")
         for deployment in deployments["deployments"]:
-            if deployment["name"] == "nightly":
-                deployment["schedules"] = [{"interval": 20}]
+            if interval and deployment["name"] == "nightly":
+                deployment["schedules"] = [{"interval": interval}]
         YAML(typ="safe").dump(deployments, self.work / "prefect.yaml")
         for name in ("params.yaml", "prefect.toml"):
             shutil.copyfile(ROOT / name, self.work / name)
@@ -190,11 +204,21 @@ class Served:
                     found.append(process)
         return found
 
+    def kill(self, pattern: str) -> int:
+        """SIGKILL for what looks like `pattern`, without the leashes around it; how many that were."""
+        killed = 0
+        for process in self.processes(pattern):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "leash.py" not in " ".join(process.cmdline()):
+                    process.kill()
+                    killed += 1
+        return killed
+
     def commits(self) -> list[str]:
         return self.shell("git log --format=%s main", self.folder / "origin.git").splitlines()
 
 
-def until(true: Callable[[], Any], seconds: float = 180) -> Any:
+def until(true: Callable[[], Any], seconds: float = 600) -> Any:
     """What `true` says, once it says so; it is asked for at most `seconds`."""
     deadline = time.monotonic() + seconds
     while not (said := true()):

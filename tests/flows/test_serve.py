@@ -2,13 +2,21 @@
 
 import signal
 import subprocess
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from tests.flows.served import Served, until
+from tests.flows.served import Served, serving, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The project, served, with a run every 20 s."""
+    with serving(tmp_path_factory.mktemp("served"), interval=20) as served:
+        yield served
 
 
 def test_a_schedule_trains_then_finds_nothing_to_do_then_what_has_changed(served: Served) -> None:

@@ -1,34 +1,22 @@
 """What SIGKILLs of stages, of runs and of the worker leave behind: a branch and a remote that are whole, and nothing else."""
 
-import contextlib
 import itertools
 import random
 import time
 
-import psutil
 import pytest
 
 from flows.remote import missing, stored
 from tests.flows.served import Served, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
-
-
-def _kill(served: Served, pattern: str) -> int:
-    """SIGKILL for what looks like `pattern`, without the leashes around; how many that were."""
-    killed = 0
-    for process in served.processes(pattern):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "leash.py" not in " ".join(process.cmdline()):
-                process.kill()
-                killed += 1
-    return killed
+ENGINE = "prefect.engine|flow-run execute"
 
 
 @pytest.mark.long
 def test_nothing_is_lost_or_left_behind_by_kills(served: Served, long: bool) -> None:
     wanted = 100 if long else 4
-    chance, victims = random.Random(), itertools.cycle(["prefect.engine", "worker start"])  # noqa: S311 - not a secret
+    chance, victims = random.Random(), itertools.cycle([ENGINE, "worker start"])  # noqa: S311 - not a secret
     limit = next(limit["id"] for limit in served.ask("v2/concurrency_limits/filter"))
     served.ask(f"v2/concurrency_limits/{limit}", "PATCH", limit=wanted)
     kills = runs = 0
@@ -37,10 +25,10 @@ def test_nothing_is_lost_or_left_behind_by_kills(served: Served, long: bool) -> 
         run = served.start(publish=True, overrides={"train.epochs": 100 + runs, "label.seed": 10 + runs})
         until(lambda: served.processes("repro"))
         time.sleep(chance.uniform(0.5, 3))
-        kills += bool(_kill(served, r"^sh -c|^sleep|train\.py"))
+        kills += bool(served.kill(r"^sh -c|^sleep|train\.py"))
         time.sleep(chance.uniform(0, 4))
-        kills += bool(_kill(served, next(victims)))
-        until(lambda: not served.processes(r"repro|train\.py|prefect.engine"), 30)
+        kills += bool(served.kill(next(victims)))
+        until(lambda: not served.processes(rf"repro|train\.py|{ENGINE}"), 30)
         assert served.ended(run) in ("Crashed", "Published")
         _assert_whole(served)
     assert served.ended(served.start(publish=True, overrides={"train.epochs": 500})) == "Published"
@@ -50,7 +38,7 @@ def test_nothing_is_lost_or_left_behind_by_kills(served: Served, long: bool) -> 
 
 def test_a_stage_that_is_killed_is_taken_up_again(served: Served) -> None:
     run = served.start(publish=True, overrides={"train.epochs": 600, "train.base_lr": 2})
-    until(lambda: _kill(served, r"train\.py"))
+    until(lambda: served.kill(r"train\.py"))
     assert served.ended(run) == "Published"
 
 
