@@ -49,11 +49,11 @@ def serve() -> None:
     main()
 
 
-def verify_remote() -> int:
-    """Ask the DVC remote for every object that dvc.lock names, and send again from the cache what it lacks."""
+def verify_remote(deep: bool) -> int:
+    """Ask the DVC remote for every object that dvc.lock names; what is missing or altered is sent again."""
     from flows.verify_remote import main
 
-    return main()
+    return main(deep)
 
 
 def completion(shell: str) -> None:
@@ -119,7 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--deployment", default="retrain/on-demand", help="what to start (retrain/on-demand)")
     command.add_argument("--publish", **publish)
     add(serve)
-    add(verify_remote)
+    add(verify_remote).add_argument(
+        "--deep", action="store_true", help="read every object, whatever checksum the remote tells"
+    )
     add(completion).add_argument("shell", choices=["bash", "zsh", "tcsh"])
     return parser
 

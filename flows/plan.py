@@ -18,10 +18,15 @@ from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from breedline.params import load_params
 from breedline.urls import redacted
 from flows.policy import Policy, policy_of
 from flows.repo import flat, opened
+from flows.workspace import PARAMS
+
+OUR_CODE = Path("breedline/params.py")
 
 
 class _Absent:
@@ -61,7 +66,12 @@ def plan(root: Path, *, pulled: bool = False) -> list[Step]:
 
     Args:
         pulled: as if the remote had every output that dvc.lock names, and they were in the cache.
+
+    Raises:
+        BreedlineError: dvc.yaml or dvc.lock cannot be read; or params.yaml is not as it should be, with every mistake.
     """
+    if (root / OUR_CODE).exists():  # else it is another DVC project, whose settings are its own
+        load_params(root / PARAMS)
     steps: dict[str, Step] = {}
     restored: Restored = {}
     with opened(root) as repo, repo.lock:
@@ -196,6 +206,6 @@ def main() -> None:
     """Print the plan of the working folder."""
     steps = plan(Path())
     table = Table("stage", "action", "why", box=None, header_style="bold")
-    for step, row in zip(steps, rows(steps), strict=True):
-        table.add_row(row["stage"], f"[{STYLES[step.action]}]{row['action']}[/]", row["why"])
+    for step, row in zip(steps, rows(steps), strict=True):  # as Text: in a plain str, [red] would be a style
+        table.add_row(Text(row["stage"]), Text(row["action"], STYLES[step.action]), Text(row["why"]))
     Console().print(table)

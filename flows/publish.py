@@ -17,14 +17,17 @@ ATTEMPTS = 5
 
 
 class Verified(NamedTuple):
-    """The state of the remote: how many objects it should have, which it lacked and got back, which it lacks for good."""
+    """The state of the remote: how many objects it should have, those sent to it again, those that are lost."""
 
     objects: int
     repaired: list[Stored]
     lost: list[Stored]
 
     def __str__(self) -> str:
-        return f"{self.objects} objects: {len(self.repaired)} were missing and sent again, {len(self.lost)} are lost"
+        return (
+            f"{self.objects} objects: {len(self.repaired)} were missing or altered and sent again, "
+            f"{len(self.lost)} are lost"
+        )
 
 
 class Lost(BreedlineError):
@@ -40,17 +43,20 @@ def _published(root: Path) -> list[str]:
     return [path for path in [PARAMS, *recorded(root)] if (root / path).exists()]
 
 
-def verify(root: Path) -> Verified:
-    """Ask the remote for every object that dvc.lock names, and send again from the cache what it lacks.
+def verify(root: Path, *, deep: bool = False) -> Verified:
+    """Ask the remote for every object that dvc.lock names, and send again from the cache what is missing or altered.
+
+    Args:
+        deep: read every object, rather than believe the checksum that the remote tells, if it tells any.
 
     Raises:
         BreedlineError: there is no remote, or one that cannot be verified.
         NetworkError: it does not answer.
     """
     objects = stored(root)
-    lacking = missing(root, objects)
+    lacking = missing(root, objects, deep=deep)
     upload(root, lacking)
-    lost = missing(root, lacking)
+    lost = missing(root, lacking, deep=deep)
     return Verified(len(objects), [item for item in lacking if item not in lost], lost)
 
 

@@ -13,11 +13,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from breedline.errors import BreedlineError
 from breedline.files import cache_dir, new_file
 from breedline.params import ParamsError, load_params
+from breedline.urls import redacted
 from flows.repo import share_cache
 
 PARAMS = "params.yaml"
@@ -72,7 +74,7 @@ def _allowed(repository: str | None, checkout: Path) -> tuple[str, bool]:
         if _place(repository, checkout) == _place(allowed, checkout):
             return allowed, False
     raise BreedlineError(
-        f"{repository[:200]!r} is not where this checkout was cloned from: leave it out, or let the deployment's owner "
+        f"{redacted(repository[:200])!r} is not where this checkout was cloned from: leave it out, or let the deployment's owner "
         f"name it in {REPOSITORIES}, which the worker's environment has (urls and folders, separated by blanks)"
     )
 
@@ -142,7 +144,8 @@ def git(folder: Path, *arguments: str) -> str:
     except (OSError, ValueError) as error:
         raise GitError(f"git {command}: {error}") from error
     if done.returncode:
-        raise GitError(f"git {command}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
+        said = redacted(" ".join(done.stderr.split()))  # git repeats the url, which may hold a password
+        raise GitError(f"git {command}: {said or f'exit code {done.returncode}'}")
     return done.stdout.strip()
 
 
@@ -165,23 +168,28 @@ def override(root: Path, settings: Mapping[str, Any]) -> None:
     """Write settings such as {"train.epochs": 3} into params.yaml at `root`; the rest of the file stays as it is.
 
     Raises:
-        ParamsError: with every mistake in what comes out.
+        ParamsError: with every mistake in the file, before or after the change.
     """
     path = root / PARAMS
-    if settings:
-        yaml = YAML()
-        yaml.Representer = _Spelled
-        yaml.preserve_quotes, yaml.width = True, 4096
-        yaml.indent(mapping=2, sequence=4, offset=2)
-        params = yaml.load(path)
-        for key, value in settings.items():
-            *sections, last = key.split(".")
-            section = params
-            for name in sections:
-                section = section.setdefault(name, {})
-                if not isinstance(section, dict):
-                    raise ParamsError(f"{key}: {name} is a setting itself, not a section")
-            section[last] = value
-        with new_file(path) as temporary:
-            yaml.dump(params, temporary)
+    load_params(path)
+    if not settings:
+        return
+    yaml = YAML()
+    yaml.Representer = _Spelled
+    yaml.preserve_quotes, yaml.width = True, 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    params = yaml.load(path)
+    for key, value in settings.items():
+        *sections, last = key.split(".")
+        section = params
+        for name in sections:
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                raise ParamsError(f"{key}: {name} is a setting itself, not a section")
+        section[last] = value
+    try:
+        with new_file(path) as temporary, temporary.open("wb") as file:
+            yaml.dump(params, file)
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise ParamsError(f"{', '.join(settings)}: it cannot be written as YAML ({error})") from error
     load_params(path)

@@ -12,7 +12,7 @@ import pytest
 from breedline.errors import BreedlineError, NetworkError
 from flows import verify_remote
 from flows.publish import verified, verify
-from flows.remote import check_remote, has_remote, stored, upload
+from flows.remote import _md5_told, check_remote, has_remote, stored, upload
 from flows.repo import metrics, recorded
 
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ def test_a_file_lost_inside_a_folder_is_sent_again_although_dvc_push_misses_it(
     assert oids["models/weights"] not in project.objects()
     result = verify(project.work)
     assert [item.name for item in result.repaired] == ["models/weights"]
-    assert str(result) == "6 objects: 1 were missing and sent again, 0 are lost"
+    assert str(result) == "6 objects: 1 were missing or altered and sent again, 0 are lost"
     assert set(oids.values()) == project.objects()
 
 
@@ -64,6 +64,114 @@ def test_an_object_of_another_size_is_sent_again(project: Any, oids: dict[str, s
     project.s3.pipe_file(project.remote(oids["raw/a.txt"]), b"a pic")
     assert [item.name for item in verify(project.work).repaired] == ["raw/a.txt"]
     assert project.s3.cat_file(project.remote(oids["raw/a.txt"])) == b"a picture\n"
+
+
+ALTERED = {"raw/a.txt": (b"picture", b"torture"), "raw": (b"a.txt", b"b.txt")}
+
+
+def alter(path: Path, name: str) -> None:
+    """Other bytes of the same number, in a file that is as read-only as DVC makes its own."""
+    whole = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(whole.replace(*ALTERED[name]))
+    assert path.read_bytes() != whole
+    path.chmod(0o444)
+
+
+def alter_on_s3(project: Any, oid: str, name: str) -> bytes:
+    """The bytes that were there before they were changed for as many others."""
+    whole = project.s3.cat_file(project.remote(oid))
+    project.s3.pipe_file(project.remote(oid), whole.replace(*ALTERED[name]))
+    assert project.s3.cat_file(project.remote(oid)) != whole
+    return whole
+
+
+@pytest.mark.parametrize("name", ALTERED)
+@pytest.mark.parametrize("deep", [False, True])
+def test_an_object_with_other_bytes_of_the_same_size_is_sent_again(
+    project: Any, oids: dict[str, str], name: str, deep: bool
+) -> None:
+    whole = alter_on_s3(project, oids[name], name)
+    assert [item.name for item in verify(project.work, deep=deep).repaired] == [name]
+    assert project.s3.cat_file(project.remote(oids[name])) == whole
+    assert verify(project.work, deep=deep) == (6, [], [])
+
+
+def test_an_altered_object_whose_copy_in_the_cache_is_altered_too_is_lost_and_not_sent(
+    project: Any, oids: dict[str, str]
+) -> None:
+    alter_on_s3(project, oids["raw/a.txt"], "raw/a.txt")
+    altered = project.s3.cat_file(project.remote(oids["raw/a.txt"]))
+    alter(in_cache(project, oids["raw/a.txt"]), "raw/a.txt")
+    assert [item.name for item in verify(project.work).lost] == ["raw/a.txt"]
+    assert project.s3.cat_file(project.remote(oids["raw/a.txt"])) == altered
+    assert not in_cache(project, oids["raw/a.txt"]).exists(), "DVC would take it for whole"
+
+
+def test_the_altered_list_of_a_folder_is_not_believed(project: Any, oids: dict[str, str]) -> None:
+    alter_on_s3(project, oids["raw"], "raw")
+    fresh = project.clone("fresh")
+    assert {item.name for item in stored(fresh)} == {"raw", "models", "models/weights", "models/bundle"}
+    assert [item.name for item in verify(fresh).lost] == ["raw"]
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_a_folder_as_remote_tells_only_when_it_is_read(project: Any, oids: dict[str, str], name: str) -> None:
+    store = project.work.parent / "store"
+    (project.work / ".dvc/config").write_text(f"[core]\nremote = store\n['remote \"store\"']\nurl = {store}\n")
+    path = store / "files/md5" / oids[name][:2] / oids[name][2:]
+    whole = path.read_bytes()
+    alter(path, name)
+    assert verify(project.work) == (6, [], [])
+    assert [item.name for item in verify(project.work, deep=True).repaired] == [name]
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("altered", [False, True])
+def test_what_was_sent_in_parts_has_no_checksum_and_is_read_when_asked_for(
+    project: Any, oids: dict[str, str], altered: bool
+) -> None:
+    content = b"A picture\n" if altered else b"a picture\n"
+    bucket, _, key = project.remote(oids["raw/a.txt"]).partition("/")
+    place = {"Bucket": bucket, "Key": key}
+    upload_id = project.s3.call_s3("create_multipart_upload", **place)["UploadId"]
+    etag = project.s3.call_s3("upload_part", **place, PartNumber=1, UploadId=upload_id, Body=content)["ETag"]
+    parts = {"Parts": [{"PartNumber": 1, "ETag": etag}]}
+    project.s3.call_s3("complete_multipart_upload", **place, UploadId=upload_id, MultipartUpload=parts)
+    assert project.s3.info(f"{bucket}/{key}")["ETag"].endswith('-1"')
+    assert verify(project.work).repaired == []
+    assert [item.name for item in verify(project.work, deep=True).repaired] == (["raw/a.txt"] if altered else [])
+
+
+def test_a_checksum_of_another_kind_is_no_damage(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.remote._md5_told", lambda _: "0" * 32)  # as with keys of KMS
+    assert verify(project.work) == (6, [], [])
+
+
+@pytest.mark.parametrize(
+    ("info", "md5"),
+    [
+        ({"ETag": '"1B2M2Y8AsgTpgAmY7PhCfg=="'}, None),
+        ({"ETag": '"d41d8cd98f00b204e9800998ecf8427e"'}, "d41d8cd98f00b204e9800998ecf8427e"),
+        ({"ETag": '"d41d8cd98f00b204e9800998ecf8427e-2"'}, None),
+        ({"md5Hash": "1B2M2Y8AsgTpgAmY7PhCfg==", "etag": "CPj"}, "d41d8cd98f00b204e9800998ecf8427e"),
+        ({"size": 3}, None),
+    ],
+)
+def test_the_md5_that_a_remote_tells(info: dict[str, Any], md5: str | None) -> None:
+    assert _md5_told(info) == md5
+
+
+def test_the_command_line_reads_every_object_if_asked_to(project: Any, oids: dict[str, str]) -> None:
+    store = project.work.parent / "store"
+    (project.work / ".dvc/config").write_text(f"[core]\nremote = store\n['remote \"store\"']\nurl = {store}\n")
+    alter(store / "files/md5" / oids["raw"][:2] / oids["raw"][2:], "raw")
+    project.run(str(Path(sys.executable).with_name("breedline")), "verify-remote")
+    said = project.run(str(Path(sys.executable).with_name("breedline")), "verify-remote", "--deep")
+    assert said.splitlines() == [
+        f"raw ({oids['raw']}): sent again",
+        "6 objects: 1 were missing or altered and sent again, 0 are lost",
+    ]
 
 
 def test_the_list_of_a_folder_is_sent_again(project: Any, oids: dict[str, str]) -> None:
@@ -107,14 +215,18 @@ def test_uploading_says_what_it_could_not(project: Any, oids: dict[str, str]) ->
 @pytest.mark.parametrize(
     ("lost", "code", "said"),
     [
-        ([], 0, ["6 objects: 0 were missing and sent again, 0 are lost"]),
-        ([False], 0, ["models/weights ({oid}): sent again", "6 objects: 1 were missing and sent again, 0 are lost"]),
+        ([], 0, ["6 objects: 0 were missing or altered and sent again, 0 are lost"]),
+        (
+            [False],
+            0,
+            ["models/weights ({oid}): sent again", "6 objects: 1 were missing or altered and sent again, 0 are lost"],
+        ),
         (
             [True],
             1,
             [
                 "models/weights ({oid}): lost: in no cache either",
-                "6 objects: 0 were missing and sent again, 1 are lost",
+                "6 objects: 0 were missing or altered and sent again, 1 are lost",
             ],
         ),
     ],
@@ -129,7 +241,7 @@ def test_the_command_line_says_what_it_found_and_did(
 ) -> None:
     for cached in lost:
         lose(project, oids["models/weights"], cached=cached)
-    assert verify_remote.main() == code
+    assert verify_remote.main(deep=False) == code
     assert capsys.readouterr().out.splitlines() == [line.format(oid=oids["models/weights"]) for line in said]
 
 

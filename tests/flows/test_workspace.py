@@ -108,6 +108,14 @@ def test_a_repository_that_is_not_there_is_one_line(plain: Path) -> None:
         pass
 
 
+def test_no_password_in_a_url_is_shown(plain: Path) -> None:
+    git(plain, "remote", "add", "origin", "foo://user:s3cret@localhost/plain.git?token=s3cret")
+    for repository, said in ((None, "git clone: .*foo"), ("https://user:s3cret@localhost/other.git", "is not where")):
+        with pytest.raises(BreedlineError, match=said) as error, workspace(repository, "main", plain):
+            pass
+        assert "s3cret" not in str(error.value)
+
+
 @pytest.fixture
 def checkout(plain: Path, tmp_path: Path) -> Path:
     """A clone of `plain` whose settings for this machine alone hold a secret, and which is a DVC repository."""
@@ -353,3 +361,33 @@ def test_a_setting_is_no_section(tmp_path: Path) -> None:
     (tmp_path / PARAMS).write_text((ROOT / PARAMS).read_text())
     with pytest.raises(ParamsError, match=r"^train.epochs.first: epochs is a setting itself, not a section$"):
         override(tmp_path, {"train.epochs.first": 3})
+
+
+@pytest.mark.parametrize("settings", [{"train.epochs": 3}, {}])
+@pytest.mark.parametrize(
+    "content", ["train: [", "", "[]", "- train", "train", "train: 1\ntrain: 2", "\t", "train: [1]"]
+)
+def test_a_broken_file_is_told_before_anything_is_written_into_it(
+    tmp_path: Path, content: str, settings: dict[str, Any]
+) -> None:
+    (tmp_path / PARAMS).write_text(content)
+    with pytest.raises(ParamsError, match=PARAMS):
+        override(tmp_path, settings)
+    assert (tmp_path / PARAMS).read_text() == content
+
+
+def test_a_folder_called_params_yaml_is_told(tmp_path: Path) -> None:
+    (tmp_path / PARAMS).mkdir()
+    with pytest.raises(ParamsError, match=PARAMS):
+        override(tmp_path, {"train.epochs": 3})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("\ud800", "params.yaml is not YAML"), (10**5000, "^label.pattern: it cannot be written as YAML")],
+    ids=["half a character", "5001 digits"],
+)
+def test_a_value_that_yaml_cannot_hold_is_told(tmp_path: Path, value: object, message: str) -> None:
+    (tmp_path / PARAMS).write_text((ROOT / PARAMS).read_text())
+    with pytest.raises(ParamsError, match=message):
+        override(tmp_path, {"label.pattern": value})
