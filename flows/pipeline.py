@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect import allow_failure, flow, get_client, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
@@ -146,13 +147,18 @@ def _slots(resources: list[str], run: Run) -> Iterator[None]:
     if not resources:
         yield
         return
-    # a server that is away for a while must not cost hours of training, hence no end when a lease cannot be renewed
+    # a server that is away for a while must not cost hours of training: no end when a lease cannot be renewed, and none
+    # when it cannot be given back, as it runs out by itself
     options: dict[str, Any] = {"strict": True, "lease_duration": LEASE, "raise_on_lease_renewal_failure": False}
-    with contextlib.ExitStack() as slots:
-        while True:
-            try:
-                slots.enter_context(concurrency(resources, timeout_seconds=5, **options))
-                break
-            except TimeoutError:
-                run.processes.check_open()
+    slots = contextlib.ExitStack()
+    while True:
+        try:
+            slots.enter_context(concurrency(resources, timeout_seconds=5, **options))
+            break
+        except TimeoutError:
+            run.processes.check_open()
+    try:
         yield
+    finally:
+        with contextlib.suppress(httpx.TransportError):
+            slots.close()

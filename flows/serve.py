@@ -248,9 +248,12 @@ def _deployed(client: SyncPrefectClient) -> Iterator[list[str]]:
     try:
         yield names
     finally:
-        for deployment in ids:
-            client.pause_deployment(deployment)
-        _cancel_unfinished(client, ids)
+        if _answers(str(client.api_url)):
+            for deployment in ids:
+                client.pause_deployment(deployment)
+            _cancel_unfinished(client, ids)
+        else:
+            say("The server does not answer, so what is scheduled there stays so")
 
 
 def _cancel_unfinished(client: SyncPrefectClient, deployments: list[UUID]) -> None:

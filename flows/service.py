@@ -31,21 +31,19 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         self.look()
-        if self._process.stdin:
-            self._process.stdin.close()
-        self._process.wait()
-        self._end_descendants()
+        self._end()
 
     def _start(self) -> None:
         self.started = datetime.now(UTC)
-        self._descendants: list[psutil.Process] = []
+        self._descendants: set[psutil.Process] = set()
         self._process = leashed(self._command, **self._options)
 
     def look(self) -> int | None:
         """The program's exit code; None while it runs."""
         if (code := self._process.poll()) is None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                self._descendants = psutil.Process(self._process.pid).children(recursive=True)
+                self._descendants |= set(psutil.Process(self._process.pid).children(recursive=True))
+        self._descendants = {process for process in self._descendants if process.is_running()}
         return code
 
     def keep_running(self) -> None:
@@ -56,22 +54,28 @@ class Service:
         """
         if (code := self.look()) is None:
             return
-        self._end_descendants()
+        self._end()
         steady = datetime.now(UTC).timestamp() - self.started.timestamp() > STEADY
         self._failures = 1 if steady else self._failures + 1
         if self._failures == FAILURES:
             raise BreedlineError(f"{self._name} ended {FAILURES} times in a row, at last with exit code {code}")
         pause = 2.0 ** (self._failures - 1)
         self._say(f"{self._name} ended with exit code {code}; it starts again in {pause:g} s")
-        time.sleep(pause)
+        _pause(pause)
         self._start()
 
-    def _end_descendants(self) -> None:
-        """End what the program had started and left behind, as a SIGKILL of its leash does."""
-        running = [process for process in self._descendants if process.is_running()]
-        for process in running:
+    def _end(self) -> None:
+        """End the program; and what it has started, which a SIGKILL of its leash leaves behind."""
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._process.wait()
+        for process in self._descendants:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
-        for survivor in psutil.wait_procs(running, timeout=10)[1]:
+        for survivor in psutil.wait_procs(self._descendants, timeout=10)[1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 survivor.kill()
+
+
+def _pause(seconds: float) -> None:
+    time.sleep(seconds)

@@ -149,11 +149,18 @@ class Served:
         return client
 
     def ask(self, path: str, method: str = "POST", **body: Any) -> Any:
-        """What the server answers; as every client of it does, this asks again while its database is busy (503)."""
+        """What the server answers; as every client of it does, this asks again while it is away or busy (503)."""
         content = {} if method == "GET" else {"json": body}
-        answer = until(lambda: (a := self.client.request(method, path, **content)).status_code != 503 and a)
-        answer.raise_for_status()
-        return answer.json() if answer.content else None
+
+        def answer() -> httpx.Response | None:
+            try:
+                said = self.client.request(method, path, **content)
+            except httpx.TransportError:
+                return None
+            return None if said.status_code == 503 else said
+
+        said = until(answer).raise_for_status()
+        return said.json() if said.content else None
 
     def deployment(self, name: str) -> dict[str, Any]:
         return self.ask(f"deployments/name/{name}", "GET")
@@ -167,6 +174,10 @@ class Served:
             sort="EXPECTED_START_TIME_ASC",
         )
         return list(found)
+
+    def pause(self, deployment: str) -> None:
+        """Nothing more is due by its schedule."""
+        self.ask(f"deployments/{self.deployment(deployment)['id']}/pause_deployment")
 
     def start(self, **parameters: Any) -> str:
         """Start a run on demand; its id."""

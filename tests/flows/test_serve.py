@@ -28,7 +28,7 @@ def test_a_schedule_trains_then_finds_nothing_to_do_then_what_has_changed(served
     served.push(train={"epochs": 20})
     (_, third) = until(lambda: len(found := served.runs("retrain/nightly", "Published")) == 2 and found)
     assert served.tasks(third["id"]) == {"download": "UpToDate", "train": "Completed"}
-    served.ask(f"deployments/{served.deployment('retrain/nightly')['id']}/pause_deployment")
+    served.pause("retrain/nightly")
 
 
 def test_cancelling_ends_the_training_within_ten_seconds_and_frees_the_gpu(served: Served) -> None:
