@@ -7,9 +7,11 @@ later, lower one may relieve.
 
 import hashlib
 
+import numpy as np
 import pandas as pd
 
 SPLITS = ("train", "valid", "test")
+TRAIN, VALID, TEST = range(3)
 
 
 def draw(sha256: str, seed: int) -> float:
@@ -25,26 +27,32 @@ def assign(table: pd.DataFrame, *, valid_pct: float, test_pct: float, seed: int,
         valid_pct, test_pct: shares of the whole, 0 to 1. A share of 0 leaves that split empty.
         test: content hashes of a fixed test split; where given, nothing else joins it and `test_pct` is ignored.
     """
-    images = table.drop_duplicates("sha256").set_index("sha256")
-    number = pd.Series([draw(sha256, seed) for sha256 in images.index], index=images.index)
-    split = pd.Series("train", index=images.index)
+    content, sha256 = pd.factorize(table["sha256"])  # sha256[content[row]] is the row's
+    labels = table["label"][~table["sha256"].duplicated()]  # as sha256, each image once, in the same order
+    number = np.fromiter((draw(image, seed) for image in sha256), np.float64, len(sha256))
+    split = np.full(len(sha256), TRAIN, np.int8)
     if test:
-        split[images.index.isin(test)] = "test"
-        split[(split == "train") & (number < valid_pct)] = "valid"
+        split[sha256.isin(test)] = TEST
+        split[(split == TRAIN) & (number < valid_pct)] = VALID
     else:
-        split[number < test_pct + valid_pct] = "valid"
-        split[number < test_pct] = "test"
-    for _, members in number.groupby(images["label"]):
+        split[number < test_pct + valid_pct] = VALID
+        split[number < test_pct] = TEST
+    for members in map(np.asarray, labels.groupby(labels.to_numpy()).indices.values()):
         if test_pct and not test:
-            _fill(split, members, "test")
+            _fill(split, TEST, members, number)
         if valid_pct:
-            _fill(split, members, "valid")
-    return table["sha256"].map(split)
+            _fill(split, VALID, members, number)
+    return pd.Series(np.array(SPLITS, dtype=object)[split][content], index=table.index, dtype="str")
 
 
-def _fill(split: pd.Series, members: pd.Series, name: str) -> None:
-    """Give the class its lowest hash in split `name` if it has none there, as long as one is left to train on."""
-    mine = split[members.index]
-    train = members[mine == "train"]
-    if not (mine == name).any() and len(train) > 1:
-        split[split.index == train.idxmin()] = name
+def _fill(split: np.ndarray, needed: int, members: np.ndarray, number: np.ndarray) -> None:
+    """Give a class its lowest number in split `needed` if it has none there, as long as one is left to train on.
+
+    Args:
+        split: of each image, (images,), as a place in SPLITS; changed in place.
+        members: the class's images, as places in `split` and `number`.
+        number: of each image, (images,), in [0, 1).
+    """
+    train = members[split[members] == TRAIN]
+    if not (split[members] == needed).any() and len(train) > 1:
+        split[train[number[train].argmin()]] = needed

@@ -17,14 +17,14 @@ import pandas as pd
 from breedline.errors import BreedlineError
 from breedline.files import new_file
 
-FORMULA = r"[=+\-@\t\r\n]"
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """How a cell begins that a spreadsheet may run (OWASP, "CSV injection")."""
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write `table` without its row numbers, each text that begins like a formula after an apostrophe."""
     # text that has apostrophes before the formula gets one more, so that read_csv may always remove one
-    table = _changed(table, f"'*{FORMULA}", lambda texts: "'" + texts)
+    table = _changed(table, ("'", *FORMULA), lambda texts: "'" + texts)
     # csv leaves a carriage return bare, although readers take it for the end of the line
     returns = any(texts.str.contains("\r", regex=False, na=False).any() for _, texts in _texts(table).items())
     quoting: Any = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
@@ -61,7 +61,7 @@ def read_csv(
     if missing := [column for column in columns if column not in table]:
         found = _one_line(", ".join(map(str, table)))
         raise BreedlineError(f"{where} lacks the column {', '.join(missing)}; it has {found}")
-    return _changed(table, f"'+{FORMULA}", lambda texts: texts.str[1:])
+    return _changed(table, ("'",), lambda texts: texts.str[1:])
 
 
 def _texts(table: pd.DataFrame) -> pd.DataFrame:
@@ -69,12 +69,13 @@ def _texts(table: pd.DataFrame) -> pd.DataFrame:
     return table.select_dtypes(["object", "string"])
 
 
-def _changed(table: pd.DataFrame, pattern: str, change: Callable[[pd.Series], pd.Series]) -> pd.DataFrame:
-    """`table` with those texts changed that begin as `pattern` says."""
+def _changed(table: pd.DataFrame, starts: tuple[str, ...], change: Callable[[pd.Series], pd.Series]) -> pd.DataFrame:
+    """`table` with those texts changed that begin as one of `starts`, and like a formula after any apostrophes."""
     for name, texts in _texts(table).items():
-        which = texts.str.match(pattern, na=False)
-        if which.any():
-            table = table.assign(**{str(name): texts.mask(which, change(texts[which]))})
+        some = texts[texts.str.startswith(starts, na=False)]
+        some = some[some.str.lstrip("'").str.startswith(FORMULA)]
+        if len(some):
+            table = table.assign(**{str(name): texts.where(~texts.index.isin(some.index), change(some))})
     return table
 
 

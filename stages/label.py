@@ -4,7 +4,6 @@ import io
 import logging
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import pandas as pd
 
@@ -26,59 +25,90 @@ REASONS = (NOT_AN_IMAGE, NO_MATCH, CONFLICT, DROPPED)
 Find = Callable[[str], str | None]
 
 
-def label(params: Label, raw: Path, corrections: Path, *, labels: Path, rejected: Path, metrics: Path) -> None:
+def label(
+    params: Label, raw: Path, corrections: Path, *, labels: Path, rejected: Path, classes: Path, metrics: Path
+) -> None:
     """Give every image of `raw` a label and a split, or a reason why it has none.
 
     Args:
         corrections: table of people's decisions (name, sha256, action relabel|drop, label, reason), found by content.
         labels: table of name, label, split, sha256, size (bytes), in the order of `raw`.
         rejected: table of name, sha256, reason, detail.
-        metrics: counts per class and split, rejects per reason, duplicates.
+        classes: table of class, train, valid, test (how many images).
+        metrics: counts per split, rejects per reason, duplicates, corrections.
 
     Raises:
         BreedlineError: too many rejects, classes that are not as expected, or corrections that make no sense.
     """
-    images = ShardSet(raw)
-    index = images.index
-    find = _table(images, params) if params.table else compile_pattern(str(params.pattern))
-    listed = _listed(images, params)
-    files = index[~index["name"].isin([params.table, params.test_list])]
-    names = _subject(files["name"], params)
-    read = names.map(find)
-    table = pd.DataFrame({"name": files["name"], "label": read.replace(params.map), "sha256": files["sha256"]})
-    table["size"], table["reason"], table["detail"] = files["size"], "", ""
-    decided = read_corrections(corrections)
-
-    _reject(table, table["label"].isna() | (table["label"] == ""), NO_MATCH, names)
-    _reject(table, files["format"] == "", NOT_AN_IMAGE, files["name"].map(lambda name: PurePosixPath(name).suffix))
-    applied = _correct(table, decided)
-    ok = table[table["reason"] == ""]
-    conflicting = ok.groupby("sha256")["label"].transform("nunique") > 1
-    _reject(table, conflicting.reindex(table.index, fill_value=False), CONFLICT, table["label"])
+    table, listed = _read(raw, params)
+    decisions = read_corrections(corrections)
+    unmatched = _correct(table, decisions)
+    for line, name, sha256 in zip(unmatched.index, unmatched["name"], unmatched["sha256"], strict=True):
+        log.warning(
+            "label: %s, line %d (%r): no image has the sha256 %r; %s has all 64 digits of each",
+            *(corrections, line, name, sha256, labels),
+        )
+    _reject_conflicts(table)
     _check_rejects(table, params)
 
-    good = table[table["reason"] == ""].copy()
+    good = table.loc[table["reason"] == "", ["name", "label", "sha256", "size"]]
+    if good.empty:
+        raise BreedlineError(f"{corrections} drops every image that has a label: take some of its lines back")
     _check_classes(good, params)
-    good["split"] = assign(
+    split = assign(
         good,
         valid_pct=params.valid_pct,
         test_pct=params.test_pct,
         seed=params.seed,
         test=_content_of(good, listed, params),
     )
-    write_csv(good[["name", "label", "split", "sha256", "size"]], labels)
-    write_csv(table.loc[table["reason"] != "", ["name", "sha256", "reason", "detail"]], rejected)
-    counts = _counts(table, good, applied, len(decided))
+    good.insert(2, "split", split)
+    rejects = table.loc[table["reason"] != "", ["name", "sha256", "reason", "detail"]]
+    del table  # of a million images some 100 MB
+    per_class = (
+        good.groupby(["label", "split"]).size().unstack(fill_value=0).reindex(columns=list(SPLITS), fill_value=0)
+    )
+    counts = {
+        "images": len(good),
+        "classes": len(per_class),
+        "duplicates": int(good["sha256"].duplicated().sum()),
+        "split": {name: int(per_class[name].sum()) for name in SPLITS},
+        "rejected": {reason.replace(" ", "_"): int((rejects["reason"] == reason).sum()) for reason in REASONS},
+        "corrections": {"applied": len(decisions) - len(unmatched), "unmatched": len(unmatched)},
+    }
+    write_csv(good, labels)
+    write_csv(rejects, rejected)
+    write_csv(per_class.rename_axis("class").reset_index(), classes)
     write_json(counts, metrics)
     log.info(
         "label: %d images in %d classes (%s), %d files rejected",
-        *(counts["images"], counts["classes"], ", ".join(f"{name} {n}" for name, n in counts["split"].items())),
-        len(table) - len(good),
+        *(len(good), len(per_class), ", ".join(f"{name} {per_class[name].sum()}" for name in SPLITS), len(rejects)),
     )
 
 
-def _subject(names: pd.Series, params: Label) -> pd.Series:
-    return names if params.on == "path" else names.map(lambda name: PurePosixPath(name).name)
+def _read(raw: Path, params: Label) -> tuple[pd.DataFrame, set[str]]:
+    """The images of `raw` with the labels that their names give, and the names that the test list holds.
+
+    The columns are name, sha256, size, format, label, and reason and detail, which are empty but for rejects.
+    """
+    images = ShardSet(raw)
+    find = _table(images, params) if params.table else compile_pattern(str(params.pattern))
+    listed = _listed(images, params)
+    settings = images.index["name"].isin([params.table, params.test_list])
+    table = images.index.loc[~settings, ["name", "sha256", "size", "format"]]
+    read = (find(_subject(name, params)) or "" for name in table["name"])
+    table["label"] = pd.Series([params.map.get(label, label) for label in read], table.index, dtype="str")
+    table["reason"] = table["detail"] = ""
+    unread = table.loc[table["label"] == "", "name"]
+    _reject(table, unread.index, NO_MATCH, unread.map(lambda name: _subject(name, params)))
+    other = table.loc[table["format"] == "", "name"]
+    _reject(table, other.index, NOT_AN_IMAGE, other.map(lambda name: PurePosixPath(name).suffix))
+    return table, listed
+
+
+def _subject(name: str, params: Label) -> str:
+    """What the pattern or the table is about."""
+    return name if params.on == "path" else name.rpartition("/")[2]
 
 
 def _member(images: ShardSet, path: str, setting: str) -> io.BytesIO:
@@ -121,21 +151,29 @@ def _content_of(good: pd.DataFrame, listed: set[str], params: Label) -> set[str]
     return set(good.loc[named, "sha256"])
 
 
-def _reject(table: pd.DataFrame, which: "pd.Series[bool]", reason: str, detail: pd.Series) -> None:
-    table.loc[which, "reason"] = reason
-    table.loc[which, "detail"] = detail[which]
+def _reject(table: pd.DataFrame, rows: pd.Index, reason: str, detail: pd.Series) -> None:
+    table.loc[rows, "reason"] = reason
+    table.loc[rows, "detail"] = detail
 
 
-def _correct(table: pd.DataFrame, decisions: pd.DataFrame) -> int:
-    """Apply the decisions to the images they are about; the number of decisions that found theirs."""
-    of = decisions.set_index("sha256")
-    correctable = table["sha256"].isin(of.index) & (table["reason"] != NOT_AN_IMAGE)
-    action = table["sha256"].map(of["action"])
-    relabel, drop = correctable & (action == "relabel"), correctable & (action == "drop")
-    table.loc[relabel, "label"] = table["sha256"].map(of["label"])
-    table.loc[relabel, ["reason", "detail"]] = ""
-    _reject(table, drop, DROPPED, table["sha256"].map(of["reason"]))
-    return int(table.loc[correctable, "sha256"].nunique())
+def _correct(table: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
+    """Apply the decisions to the images they are about. The decisions that are about none."""
+    decided = table["sha256"].isin(decisions["sha256"]) & (table["reason"] != NOT_AN_IMAGE)
+    of_content = decisions.set_index("sha256")[["action", "label", "reason"]]
+    found = table.loc[decided, ["sha256"]].join(of_content, on="sha256")
+    relabel, drop = found[found["action"] == "relabel"], found[found["action"] == "drop"]
+    table.loc[relabel.index, "label"] = relabel["label"]
+    table.loc[relabel.index, ["reason", "detail"]] = ""
+    _reject(table, drop.index, DROPPED, drop["reason"])
+    return decisions[~decisions["sha256"].isin(found["sha256"])]
+
+
+def _reject_conflicts(table: pd.DataFrame) -> None:
+    """Reject images of equal content that have more than one label."""
+    labelled = table.loc[table["reason"] == "", ["sha256", "label"]]
+    pairs = labelled.drop_duplicates()
+    conflicting = labelled[labelled["sha256"].isin(pairs.loc[pairs["sha256"].duplicated(), "sha256"])]
+    _reject(table, conflicting.index, CONFLICT, conflicting["label"])
 
 
 def _check_rejects(table: pd.DataFrame, params: Label) -> None:
@@ -155,7 +193,7 @@ def _check_rejects(table: pd.DataFrame, params: Label) -> None:
 
 
 def _check_classes(good: pd.DataFrame, params: Label) -> None:
-    counts = good.groupby("label")["sha256"].nunique().sort_index()
+    counts = good.loc[~good["sha256"].duplicated(), "label"].value_counts().sort_index()
     found = list(counts.index)
     if isinstance(params.classes, int) and len(found) != params.classes:
         raise BreedlineError(
@@ -177,21 +215,6 @@ def _check_classes(good: pd.DataFrame, params: Label) -> None:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "none"
-
-
-def _counts(table: pd.DataFrame, good: pd.DataFrame, applied: int, decided: int) -> dict[str, Any]:
-    split = good["split"].value_counts()
-    classes = pd.crosstab(good["label"], good["split"]).reindex(columns=list(SPLITS), fill_value=0)
-    reasons = table["reason"].value_counts()
-    return {
-        "images": len(good),
-        "classes": len(classes),
-        "duplicates": int(good["sha256"].duplicated().sum()),
-        "split": {name: int(split.get(name, 0)) for name in SPLITS},
-        "rejected": {reason.replace(" ", "_"): int(reasons.get(reason, 0)) for reason in REASONS},
-        "corrections": {"applied": applied, "unmatched": decided - applied},
-        "per_class": {name: {s: int(n) for s, n in row.items()} for name, row in classes.to_dict("index").items()},
-    }
 
 
 if __name__ == "__main__":

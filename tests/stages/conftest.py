@@ -101,6 +101,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
             folder / "corrections.csv",
             labels=folder / "labels.csv",
             rejected=folder / "rejected.csv",
+            classes=folder / "classes.csv",
             metrics=folder / "label.json",
         )
         presize(params.presize, folder / "raw", folder / "labels.csv", presized=folder / "presized")

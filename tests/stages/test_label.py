@@ -1,5 +1,7 @@
+import hashlib
 import io
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,10 @@ from breedline.shards import COLUMNS, pack, write_index
 from breedline.tables import read_csv
 from stages.label import label
 
+FILES = ("labels.csv", "rejected.csv", "classes.csv", "label.json")
 Run = Callable[..., SimpleNamespace]
+BYTES_PER_IMAGE = 600
+"""More than the name and the SHA-256 as text (210 bytes) twice, and some columns."""
 HEADER = "name,sha256,action,label,reason\n"
 
 
@@ -51,11 +56,13 @@ def run(defaults: Params) -> Run:
             Path("corrections.csv"),
             labels=Path("labels.csv"),
             rejected=Path("rejected.csv"),
+            classes=Path("classes.csv"),
             metrics=Path("label.json"),
         )
         return SimpleNamespace(
             labels=read_csv(Path("labels.csv"), ["name", "label", "split", "sha256", "size"]),
             rejected=read_csv(Path("rejected.csv"), ["name", "sha256", "reason", "detail"]),
+            classes=pd.read_csv("classes.csv", keep_default_na=False).set_index("class"),
             metrics=json.loads(Path("label.json").read_text()),
             raw=read_csv(raw / "index.csv", COLUMNS).set_index("name"),
         )
@@ -69,15 +76,49 @@ def test_labels_come_from_names(run: Run) -> None:
     assert out.labels["name"].tolist() == list(pets())
     assert out.metrics["images"] == 40
     assert sum(out.metrics["split"].values()) == 40
-    assert out.metrics["per_class"]["pug"].keys() == {"train", "valid", "test"}
-    assert min(out.metrics["per_class"]["pug"].values()) > 0
+    assert list(out.classes.columns) == ["train", "valid", "test"]
+    assert out.classes.loc["pug"].min() > 0
+
+
+def test_how_many_images_a_class_has_is_a_table_not_a_metric(run: Run) -> None:
+    out = run({f"{name}_{n}.jpg": png(100 * i + n) for i, name in enumerate(("b", "=a", "NA")) for n in range(9)})
+    assert list(out.classes.index) == ["'=a", "NA", "b"]  # sorted; the apostrophe keeps a spreadsheet from running it
+    counted = out.labels.groupby(["label", "split"]).size().unstack(fill_value=0)
+    assert out.classes.to_numpy().tolist() == counted[["train", "valid", "test"]].to_numpy().tolist()
+    assert out.metrics["split"] == out.classes.sum().to_dict()
+    assert out.metrics.keys() == {"images", "classes", "duplicates", "split", "rejected", "corrections"}
+
+
+def test_every_split_is_a_column_even_where_it_is_empty(run: Run) -> None:
+    out = run(pets(), test_pct=0.0)
+    assert list(out.classes.columns) == ["train", "valid", "test"]
+    assert out.classes["test"].tolist() == [0, 0]
+
+
+@pytest.mark.filterwarnings("ignore:.*tracemalloc")
+def test_an_image_takes_little_memory(run: Run, defaults: Params) -> None:
+    count = 20_000
+    Path("raw").mkdir()
+    Path("raw/00-00000.tar").touch()
+    shas = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(count)]
+    rows = [(f"pets/breed_{n % 37}_of_the_world_{n}.jpg", "00-00000.tar", 0, 0, shas[n], "JPEG") for n in range(count)]
+    write_index(pd.DataFrame(rows, columns=COLUMNS), Path("raw"))
+    Path("corrections.csv").write_text(HEADER)
+    settings = defaults.label.model_copy(update={"pattern": r"(?P<label>.+)_\d+\.jpg", "classes": 37})
+    outputs = {name: Path(f"{name}.out") for name in ("labels", "rejected", "classes", "metrics")}
+    del rows, shas
+    tracemalloc.start()
+    label(settings, Path("raw"), Path("corrections.csv"), **outputs)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / count < BYTES_PER_IMAGE
 
 
 def test_equal_inputs_give_equal_bytes(run: Run) -> None:
     run(pets())
-    first = [Path(name).read_bytes() for name in ("labels.csv", "rejected.csv", "label.json")]
+    first = [Path(name).read_bytes() for name in FILES]
     run(pets())
-    assert [Path(name).read_bytes() for name in ("labels.csv", "rejected.csv", "label.json")] == first
+    assert [Path(name).read_bytes() for name in FILES] == first
 
 
 def test_a_label_may_say_what_pandas_takes_for_nothing(run: Run) -> None:
@@ -118,7 +159,7 @@ def test_a_bad_table_is_refused(run: Run, table: bytes | None, expected: str) ->
 
 def test_labels_can_be_renamed_and_merged(run: Run) -> None:
     out = run(pets() | {"mops_1.jpg": png(9000)}, map={"mops": "pug"}, classes=["pug", "saint_bernard"])
-    assert sum(out.metrics["per_class"]["pug"].values()) == 21
+    assert out.classes.loc["pug"].sum() == 21
 
 
 def test_every_reject_has_its_reason(run: Run) -> None:
@@ -162,6 +203,42 @@ def test_corrections_relabel_and_drop_by_content(run: Run) -> None:
     assert out.metrics["corrections"] == {"applied": 3, "unmatched": 1}
 
 
+def test_corrections_are_found_whatever_the_case_and_each_line_that_matches_nothing_is_named(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = run(pets()).raw["sha256"]
+    lines = [
+        f"pug_0.jpg,{raw['pets/pug_0.jpg'].upper()},relabel,saint_bernard,",
+        "",
+        f"pug_1.jpg,{raw['pets/pug_1.jpg'][:12]},drop,,two animals",
+        f'"a\nb.jpg",{"0" * 64},drop,,',
+        f"pug_2.jpg, {raw['pets/pug_2.jpg']} ,drop,,",
+    ]
+    out = run(pets(), "\n".join(lines) + "\n")
+    assert out.labels.set_index("name")["label"]["pets/pug_0.jpg"] == "saint_bernard"
+    assert out.metrics["corrections"] == {"applied": 2, "unmatched": 2}
+    assert out.rejected["name"].tolist() == ["pets/pug_2.jpg"]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"label: corrections.csv, line 4 ('pug_1.jpg'): no image has the sha256 '{raw['pets/pug_1.jpg'][:12]}'; "
+        "labels.csv has all 64 digits of each",
+        f"label: corrections.csv, line 6 ('a\\nb.jpg'): no image has the sha256 '{'0' * 64}'; "
+        "labels.csv has all 64 digits of each",
+    ]
+
+
+def test_two_decisions_on_one_image_are_refused_whatever_the_case(run: Run) -> None:
+    with pytest.raises(BreedlineError, match="decides more than once"):
+        run(pets(), "a,ab,drop,,\na,AB,drop,,\n")
+
+
+def test_corrections_that_drop_every_image_are_refused(run: Run) -> None:
+    raw = run(pets()).raw["sha256"]
+    Path("labels.csv").unlink()
+    with pytest.raises(BreedlineError, match=r"^corrections\.csv drops every image that has a label: take some"):
+        run(pets() | {"readme.jpg": png(7000)}, "".join(f"x,{sha256},drop,,\n" for sha256 in raw), max_rejected_pct=99)
+    assert not Path("labels.csv").exists()
+
+
 def test_a_correction_settles_a_conflict(run: Run) -> None:
     files = pets() | {"pug_70.jpg": png(8000), "saint_bernard_70.jpg": png(8000)}
     sha256 = run(files, max_rejected_pct=10).raw["sha256"]["pug_70.jpg"]
@@ -175,6 +252,7 @@ def test_a_correction_settles_a_conflict(run: Run) -> None:
         ("a,1,rename,x,", "line 2: action 'rename'"),
         ("a,1,relabel,,", "write relabel and a label"),
         ("a,1,drop,x,", "or drop and none"),
+        ('"a\nb",1,drop,,\n\na,2,drop,x,', "line 5: action 'drop'"),
         ("a,1,drop,,\na,1,drop,,", "decides more than once"),
     ],
 )
