@@ -16,6 +16,7 @@ import fsspec
 import httpx
 from filelock import FileLock
 from fsspec.callbacks import Callback
+from fsspec.implementations.local import LocalFileSystem
 
 from breedline.errors import BreedlineError, NetworkError
 from breedline.files import cache_dir, sha256_of
@@ -26,6 +27,8 @@ from breedline.urls import redacted
 log = logging.getLogger("breedline")
 logging.getLogger("httpx").setLevel(logging.WARNING)  # below, it logs every url whole, with its secrets
 HTTP = ("http://", "https://")
+SCHEMES = ("s3", "gs", "gcs", "az", "abfs", "memory")
+"""What else is read, by fsspec, which knows schemes that run programs, or read files here on another's behalf."""
 FAILURES_IN_A_ROW = 5
 """Attempts that get no further than the ones before, until a download is given up."""
 BACKOFF = 0.5
@@ -100,7 +103,19 @@ def name_of(url: str) -> str:
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec file system of `url`, and the path on it. Raises BreedlineError when its package is missing."""
+    """The fsspec file system of `url`, which may be a local path, and the path on it.
+
+    Raises:
+        BreedlineError: the url's scheme is not in SCHEMES, or the package for it is missing.
+    """
+    scheme, is_url, rest = url.partition("://")
+    if not is_url or scheme == "file":
+        local = LocalFileSystem()
+        return local, local._strip_protocol(url)
+    if scheme not in SCHEMES or "::" in rest:
+        raise BreedlineError(
+            f"{url} is not a url that can be read: mend the url in params.yaml to a path, https://…, s3://…, gs://… or az://…"
+        )
     try:
         fs, path = fsspec.url_to_fs(url)
     except ImportError as error:
@@ -126,7 +141,10 @@ def reaching(url: str, settings: str = "params.yaml") -> Iterator[None]:
     except _storage_errors() as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise NetworkError(f"{url}: {error}: look at the connection and your credentials, then run it again") from error
+        reason = " ".join(str(error).split())
+        raise NetworkError(
+            f"{url}: {reason}: look at the connection and your credentials, then run it again"
+        ) from error
 
 
 def _storage_errors() -> tuple[type[Exception], ...]:

@@ -23,7 +23,7 @@ def progress(what: str, total: int | None, *, in_bytes: bool = False) -> Iterato
         in_bytes: the pieces are bytes.
     """
     count = DownloadColumn() if in_bytes else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), count, TimeRemainingColumn())
     if console.is_terminal:
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(what, total=total)

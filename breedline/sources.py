@@ -26,6 +26,16 @@ from breedline.params import Download, Source
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, ValueError)
 """What the archive readers raise on bytes that are not what they should be; gzip and bz2 an OSError without errno."""
 TABLES = {".csv", ".tsv", ".txt"}
+EXTENDED = {
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+}
+"""Types of the headers that only say more about the file after them."""
+MAX_EXTENDED = 1_000_000
+"""Bytes of all the extended headers of one file."""
 EVERYTHING = ["*"]
 HIDDEN = ["__MACOSX/*", ".*", "*/.*"]
 """What a source leaves out unless it says otherwise."""
@@ -182,9 +192,10 @@ def _archive(path: Path, url: str, caps: _Caps) -> Iterator[Member]:
 def _tar(stream: IO[bytes], url: str, caps: _Caps) -> Iterator[Member]:
     # r| reads forward only: a header cannot send the reader back, and nothing but the current file is held
     unpacked = _Guard(stream, url, caps)
-    with _one_line(url), tarfile.open(fileobj=unpacked, mode="r|", tarinfo=_Header, encoding="utf-8") as tar:  # type: ignore[call-overload]
+    with _one_line(url), _Tar.open(fileobj=unpacked, mode="r|", encoding="utf-8") as tar:  # type: ignore[call-overload]
         while info := tar.next():
-            tar.members.clear()  # it would remember every one of them
+            tar.members.clear()  # it would remember every one of them, and what global headers say
+            tar.pax_headers.clear()
             if info.size < 0 or tar.offset <= info.offset:
                 raise tarfile.ReadError("a negative size")
             if info.isreg():
@@ -195,7 +206,7 @@ def _tar(stream: IO[bytes], url: str, caps: _Caps) -> Iterator[Member]:
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header, of which tarfile would take a broken or missing one for the end of the archive."""
+    """A tar header that refuses what tarfile would read without bound, or take for the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
@@ -205,6 +216,26 @@ class _Header(tarfile.TarInfo):
             if len(buf) == tarfile.BLOCKSIZE and not any(buf):
                 raise  # the end-of-archive mark
             raise tarfile.ReadError(str(error)) from error
+
+    def _proc_member(self, tar: "_Tar") -> tarfile.TarInfo:
+        """What tarfile calls for each header, to let it read what belongs to it."""
+        tar.extended = tar.extended + self.size if self.type in EXTENDED else 0
+        if tar.extended > MAX_EXTENDED:
+            raise tarfile.ReadError(f"extended headers of over {MAX_EXTENDED / 1e6:g} MB")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+    def _refuse_sparse(self, *_: object) -> None:
+        """Instead of reading the map of a sparse file, which may be as long as the archive."""
+        raise tarfile.ReadError("a sparse file, which no image is")
+
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
+
+
+class _Tar(tarfile.TarFile):
+    """A tar whose extended headers (long names, PAX) are bounded; tarfile holds those of one file all at once."""
+
+    tarinfo = _Header
+    extended = 0
 
 
 def _zip(file: IO[bytes], url: str) -> Iterator[Member]:
@@ -248,7 +279,8 @@ class _Guard:
         self.ends += not data
         if self.caps:
             self.caps.check(self.total)
+        short = (size < 0 or len(data) < size) and self.total < self.size
         # after the end tarfile would ask on and on for what a header promised
-        if self.ends > 2 or (not data and self.total < self.size):
+        if short or self.ends > 2:
             raise _damaged(self.url, EOFError("it ends too soon"))
         return data

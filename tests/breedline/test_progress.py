@@ -67,6 +67,15 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is(
     assert shown in screen.getvalue()
 
 
+@pytest.mark.parametrize(
+    "what", ["download [bold]cat[/].tgz", "download cat[/red].tgz", "a[link=x]", "{task.id}", "[", "\\["]
+)
+def test_on_a_terminal_text_is_text(screen: io.StringIO, what: str) -> None:
+    with progress(what, 10) as advance:
+        advance(1)
+    assert what in screen.getvalue()
+
+
 def test_a_failure_passes_through_and_gives_the_terminal_back(screen: io.StringIO) -> None:
     with pytest.raises(KeyboardInterrupt), progress("pack", 10):
         raise KeyboardInterrupt
