@@ -19,7 +19,7 @@ repro: $(READY)
 	dvc repro
 	@python -c "import pandas; print('\n', pandas.read_json('metrics/evaluate.json').map('{:.4g}'.format).to_string(), '\n', sep='')"
 	@echo "Look at reports/evaluate/top_losses.png, reports/evaluate/confused.csv and 'dvc plots show'."
-	@echo "The model is in models/; your own images are a change of params.yaml (see README.md)."
+	@echo "The model is in models/. For your own images: cp presets/photos.yaml params.yaml (see README.md)."
 
 # What `dvc repro` would do, stage by stage, and why.
 plan: $(READY)
