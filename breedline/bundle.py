@@ -1,4 +1,4 @@
-"""The model bundle: weights in safetensors, and one JSON with everything needed to use them. No pickle anywhere."""
+"""The model bundle: weights as safetensors, and one JSON file with all that is needed to use them. No pickle."""
 
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ WEIGHTS, SPEC = "model.safetensors", "model.json"
 
 
 class BundleSpec(BaseModel):
-    """What model.json says. Paths and dates are not in it: equal inputs give equal bundles."""
+    """The content of model.json. It holds no paths or dates, so that equal inputs give equal bundles."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,9 +29,9 @@ class BundleSpec(BaseModel):
     """In the order of the model's outputs."""
     geometry: Geometry
     augment: Augment
-    """As in training, for test-time augmentation."""
+    """The augmentation in training, which test-time augmentation repeats."""
     loss: Literal["cross_entropy", "bce"]
-    """Decides what turns the outputs into probabilities: softmax, or a sigmoid for each class."""
+    """Decides the activation: softmax over the classes, or a sigmoid per class."""
     data: dict[str, str]
     """SHA-256 of what the model was trained on, by name."""
     code: str
@@ -39,10 +39,10 @@ class BundleSpec(BaseModel):
 
 
 def save_bundle(folder: Path, model: nn.Module, spec: BundleSpec) -> None:
-    """Write the bundle whole or not at all."""
+    """Write the bundle, whole or not at all."""
     with new_folder(folder) as new:
         weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        (new / WEIGHTS).write_bytes(save(weights))  # not save_file: a full disk is no expected error of its
+        (new / WEIGHTS).write_bytes(save(weights))  # save_file would hide a full disk in an error of its own
         write_json(spec.model_dump(), new / SPEC)
 
 

@@ -1,8 +1,8 @@
-"""One DataBlock and one Learner, for training and evaluation alike.
+"""The DataBlock, the model and the Learner that training and evaluation share.
 
-After fast.ai's book, chapter 5: each image is cropped to a generous square (at random in training, in the centre
-otherwise), then all augmentation and the final resize happen on the batch, on the device ("presizing"); loader.py does
-all of it at once. The model is a pretrained body with a new head, trained in the two phases of `fine_tune`.
+After fast.ai's book, chapter 5 ("presizing"): each image is cropped to a generous square (at random in training, at the
+centre otherwise); augmentation and the final resize run on the batch, on the device. loader.py does both in one
+interpolation. The model is a pretrained body with a new head.
 """
 
 import logging
@@ -47,16 +47,16 @@ from breedline.shards import PRESIZED_COLUMNS, ShardSet
 log = logging.getLogger("breedline")
 
 TORCHVISION = {arch.__name__: arch for arch in model_meta if not arch.__name__.startswith("xresnet")}
-"""The torchvision architectures that fastai knows how to cut into body and head."""
+"""The torchvision architectures that fastai can cut into body and head, by name."""
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
-"""What torch calls a CPU's instructions for bf16: x86, x86, ARM."""
+"""Names in torch.cpu.get_capabilities() of instructions for bf16: x86, x86, ARM."""
 ADAM = partial(torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, fused=True)
-"""With the settings of fastai's Adam, as one kernel."""
+"""The hyper-parameters of fastai's Adam, in torch's fused kernel."""
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class OpenImage(Transform):
-    """From an `Item` to its picture."""
+    """fastai's item transform from an `Item` to its decoded image."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -68,24 +68,29 @@ class OpenImage(Transform):
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the model sees of an image: a crop of `item_size` pixels, reduced to `size`, normalised."""
+    """What the model sees of an image."""
 
     item_size: int
+    """Pixels of the square cropped from a presized image."""
     size: int
+    """Pixels of the square that the model takes."""
     mean: tuple[float, ...]
+    """Per channel, in 0 to 1; what normalisation subtracts."""
     std: tuple[float, ...]
+    """What it divides by."""
 
     @property
     def max_side(self) -> int:
-        """Pixels of the shorter side of an image that are worth keeping: more would be skipped by the interpolation.
+        """The longest shorter side, in pixels, that a decoded image needs.
 
-        The factor is that of fastai, whose transforms reduce what is larger before they interpolate.
+        Bilinear interpolation reads four pixels per output pixel: of an image more than twice as large it would skip
+        some. fastai's transforms first reduce such images to twice the size, too.
         """
         return min(self.item_size, 2 * self.size)
 
 
 def data_block(presized: Path, classes: list[str], geometry: Geometry, augment: Augment) -> DataBlock:
-    """From items to normalised batches; the images of split `valid` are the validation set."""
+    """From items to normalised batches; split `valid` is the validation set, all other items are the training set."""
     augmentations = aug_transforms(
         do_flip=augment.flip,
         max_rotate=augment.max_rotate,
@@ -93,7 +98,7 @@ def data_block(presized: Path, classes: list[str], geometry: Geometry, augment: 
         max_warp=augment.max_warp,
         max_lighting=augment.max_lighting,
     )
-    # not left to aug_transforms, which forgets the size where nothing else is asked of it
+    # aug_transforms has a `size`, too, but drops it if no affine transform is asked for
     window = RandomResizedCropGPU(geometry.size, min_scale=augment.min_scale, ratio=(1, 1))
     return DataBlock(
         blocks=(
@@ -112,12 +117,12 @@ def _is_valid(item: Item) -> bool:
 
 
 def known_architectures() -> list[str]:
-    """What `breedline.architectures` lists: every name that `create_model` takes."""
+    """Every name that `create_model` accepts; breedline.architectures is the generated list of them."""
     return sorted({*TORCHVISION, *timm.list_models(), *timm.list_models(pretrained=True)})
 
 
 def create_model(arch: str, n_classes: int) -> nn.Module:
-    """The model as `vision_learner` makes it, body and head, with random weights."""
+    """The model that `vision_learner` would create, body and head, with random weights."""
     if arch in TORCHVISION:
         return create_vision_model(TORCHVISION[arch], n_classes, pretrained=False)
     model, _ = create_timm_model(arch, n_classes, pretrained=False)
@@ -125,7 +130,7 @@ def create_model(arch: str, n_classes: int) -> nn.Module:
 
 
 def statistics(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the channels that the pretrained weights of `arch` expect, in 0 to 1."""
+    """Mean and standard deviation per channel, in 0 to 1, with which the weights of `arch` were pretrained."""
     if arch in TORCHVISION:
         return IMAGENET_STATS
     config = timm.get_pretrained_cfg(arch)
@@ -133,10 +138,10 @@ def statistics(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def load_weights(model: nn.Module, arch: str, folder: Path) -> bool:
-    """Put the pretrained weights that the weights stage left in `folder` into the body; whether there are any.
+    """Load the pretrained weights of the weights stage into the body; False if `folder` holds none.
 
     Raises:
-        BreedlineError: they are not those of `arch`.
+        BreedlineError: the weights do not fit `arch`.
     """
     note = read_note(folder)
     if note.file is None:
@@ -144,7 +149,7 @@ def load_weights(model: nn.Module, arch: str, folder: Path) -> bool:
     file = folder / note.file
     body = model[0]  # type: ignore[index]
     try:
-        # weights_only: numbers, never code
+        # weights_only: a pickle may run code, this loads tensors and nothing else
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
         if arch in TORCHVISION:
             whole = TORCHVISION[arch](weights=None)
@@ -171,9 +176,9 @@ def load_weights(model: nn.Module, arch: str, folder: Path) -> bool:
 
 
 class OneVsRestLoss(nn.Module):
-    """Binary cross-entropy of each class against the rest: every class has a probability of its own.
+    """Binary cross-entropy of each class against the rest, so that an image may be none of the known classes.
 
-    So that an image may be none of the known classes (fast.ai's book, chapter 6), while targets stay class numbers.
+    After fast.ai's book, chapter 6, but with class indices as targets: logits are (images, classes), targets (images,).
     """
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
@@ -193,19 +198,23 @@ class OneVsRestLoss(nn.Module):
 
 
 def loss_function(loss: str, label_smoothing: float = 0.0) -> Any:
-    """The loss by its name in params.yaml; its `activation` turns logits into probabilities."""
+    """The loss function for `train.loss`; its `activation` turns logits into probabilities."""
     return OneVsRestLoss(label_smoothing) if loss == "bce" else CrossEntropyLossFlat(label_smoothing=label_smoothing)
 
 
 def pick_device() -> torch.device:
-    """CUDA, else Apple's MPS, else the CPU."""
+    """The current CUDA device if there is one, else Apple's MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def pick_precision(wanted: str, device: torch.device) -> str:
-    """`wanted`, with `auto` resolved to bf16 where the device computes in it, on CUDA else to fp16, and else to fp32."""
+    """The precision to train in: bf16, fp16 or fp32.
+
+    `auto` is bf16 if the device has instructions for it, else fp16 on CUDA, else fp32. What the device cannot do is
+    replaced by what `auto` would be, with a log line.
+    """
     if device.type == "cuda":
         best = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     else:
@@ -218,9 +227,10 @@ def pick_precision(wanted: str, device: torch.device) -> str:
 
 
 def machine(device: torch.device, precision: str) -> dict[str, Any]:
-    """What a training's result depends on beside its inputs: on another machine, equal inputs give other roundings.
+    """What a training's result depends on besides its inputs, as values that JSON can hold.
 
-    A CPU's sums are split over its threads and computed by kernels that torch chooses by the CPU's instructions.
+    With any of it changed, equal inputs and seeds give other rounding errors, which training amplifies: a CPU splits its
+    sums over its threads, and torch chooses kernels by the instructions that the CPU has.
     """
     return {
         "device": device_name(device),
@@ -244,14 +254,14 @@ def _cpu_capabilities() -> Mapping[str, Any]:
 
 
 def prefer_speed(device: torch.device) -> None:
-    """On a GPU, let cuDNN choose its fastest algorithms and fp32 products use TF32: other roundings, from run to run."""
+    """On a GPU, let cuDNN benchmark its algorithms, and matrix products in fp32 use TF32: faster, but not deterministic."""
     if device.type == "cuda":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
         torch.set_float32_matmul_precision("high")
 
 
 class DeviceLoss(AvgLoss):
-    """fastai's average, left on the device until the epoch ends, so that no step waits for the one before it."""
+    """fastai's mean loss, kept on the device until the epoch ends: reading it at each step would wait for the GPU."""
 
     def accumulate(self, learn: Learner) -> None:
         images = find_bs(learn.yb)
@@ -260,7 +270,7 @@ class DeviceLoss(AvgLoss):
 
 
 class DeviceSmoothLoss(AvgSmoothLoss):
-    """fastai's moving average, left on the device."""
+    """fastai's moving average of the loss, kept on the device."""
 
     val: torch.Tensor
 
@@ -271,7 +281,7 @@ class DeviceSmoothLoss(AvgSmoothLoss):
 
 
 class DeviceMetric(AvgMetric):
-    """fastai's average of a metric, left on the device."""
+    """fastai's mean of a metric, kept on the device."""
 
     def accumulate(self, learn: Learner) -> None:
         images = find_bs(learn.yb)
@@ -280,7 +290,7 @@ class DeviceMetric(AvgMetric):
 
 
 class CpuMixedPrecision(Callback):
-    """What fastai's MixedPrecision does in bf16, on the CPU: that one knows CUDA only."""
+    """bf16 autocast on the CPU; fastai's MixedPrecision supports CUDA only."""
 
     order = MixedPrecision.order
 
@@ -296,7 +306,7 @@ class CpuMixedPrecision(Callback):
 
 
 def leave_autocast(device: torch.device) -> None:
-    """Autocast is entered and left by callbacks, so an error in between leaves it entered, and its old casts in use."""
+    """Leave the autocast context that an exception between two callbacks left entered, and drop its cached casts."""
     if torch.is_autocast_enabled(device.type):
         torch.set_autocast_enabled(device.type, False)
         torch.autocast_decrement_nesting()
@@ -304,9 +314,10 @@ def leave_autocast(device: torch.device) -> None:
 
 
 class InParts(GradientAccumulation):
-    """A step for every `n_acc` images, whatever the size of a batch; an epoch leaves out what is no whole step."""
+    """Accumulates gradients over small batches and steps after every `n_acc` images, or more."""
 
     def before_train(self) -> None:
+        # fastai carries gradients over to the next epoch; here what is no whole step by the end of an epoch is dropped
         self.count = 0
         self.learn.opt.zero_grad()
 
@@ -316,7 +327,7 @@ def create_learner(
 ) -> Learner:
     """A Learner with the layer groups of `arch`, in `precision` (bf16, fp16 or fp32).
 
-    Unlike fastai's Adam, the optimizer lets the weights of normalisation layers and biases decay, too.
+    Unlike with fastai's Adam, weight decay also applies to biases and normalisation layers.
     """
     callbacks: list[Callback] = [ChannelsLast()] if channels_last else []
     if precision != "fp32" and dls.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What the numbers mean: from probabilities (images, classes) and true class numbers (images,) to metrics."""
+"""Metrics, from probabilities (images, classes) and the true class indices `target` (images,)."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ from scipy.spatial.distance import squareform
 from sklearn.metrics import f1_score, log_loss, precision_recall_fscore_support
 
 DIGITS = 6
-"""Metrics are rounded, so that a difference in them is a difference between models."""
+"""Decimals that metrics are rounded to."""
 BINS = 15
 
 
@@ -18,7 +18,7 @@ def summary(probabilities: np.ndarray, target: np.ndarray, top_k: int) -> dict[s
     accuracy = float((predicted == target).mean())
     k = min(top_k, len(classes))
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
-    # one class is right, so the log loss takes bce's probabilities as shares of one, which softmax's are already
+    # log loss needs probabilities that sum to 1 for each image: softmax's do, those of bce are scaled to it
     shares = probabilities / probabilities.sum(1, keepdims=True)
     numbers = {
         "accuracy": accuracy,
@@ -32,7 +32,11 @@ def summary(probabilities: np.ndarray, target: np.ndarray, top_k: int) -> dict[s
 
 
 def calibration_error(probabilities: np.ndarray, target: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error (Guo et al., 2017): how far confidence is from accuracy, over `bins` equal bins."""
+    """Expected calibration error (Guo et al., 2017).
+
+    Images are sorted into `bins` bins of equal width by their confidence, the highest probability; the error is the mean
+    of |confidence - accuracy| over the bins, weighted by their number of images. 0 is perfect, 1 the worst.
+    """
     confidence = probabilities.max(1)
     right = probabilities.argmax(1) == target
     which = np.minimum((confidence * bins).astype(int), bins - 1)
@@ -43,7 +47,7 @@ def calibration_error(probabilities: np.ndarray, target: np.ndarray, bins: int =
 
 
 def per_class(classes: list[str], predicted: np.ndarray, target: np.ndarray) -> pd.DataFrame:
-    """Precision, recall, F1 and the number of images of each class, the worst first."""
+    """Precision, recall, F1 and number of images per class, sorted by F1 from the lowest."""
     values = precision_recall_fscore_support(target, predicted, labels=np.arange(len(classes)), zero_division=0)
     table = pd.DataFrame(dict(zip(["precision", "recall", "f1", "images"], values, strict=True)))
     table.insert(0, "class", classes)
@@ -51,18 +55,17 @@ def per_class(classes: list[str], predicted: np.ndarray, target: np.ndarray) -> 
 
 
 def confused_pairs(table: pd.DataFrame) -> pd.DataFrame:
-    """How often each class (`actual`) is taken for each other (`predicted`), the most frequent first."""
+    """How often each class (`actual`) is taken for another (`predicted`), sorted from the most frequent pair."""
     wrong = table[table["actual"] != table["predicted"]]
     pairs = wrong.groupby(["actual", "predicted"]).size().reset_index(name="times")
     return pairs.sort_values(["times", "actual", "predicted"], ascending=[False, True, True], kind="stable")
 
 
 def confusion(table: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """The confusion matrix of `classes`: counts, rows `actual`, columns `predicted`, both in the same order.
+    """The confusion matrix of `classes` as counts (rows `actual`, columns `predicted`), confused classes side by side.
 
-    Classes that are confused stand side by side: leaves of a hierarchical clustering (average linkage) in optimal order
-    (Bar-Joseph et al., 2001), where the distance of two classes is 1 less the mean of the shares of each that are taken
-    for the other.
+    Rows and columns share the order of leaves of a hierarchical clustering with average linkage and optimal leaf order
+    (Bar-Joseph et al., 2001). The distance of classes a and b is 1 - (share of a taken for b + share of b taken for a) / 2.
     """
     counts = pd.crosstab(table["actual"], table["predicted"]).reindex(index=classes, columns=classes, fill_value=0)
     if len(classes) < 2:

@@ -1,4 +1,4 @@
-"""The honest numbers of a bundle on images that training never saw, and what to look at next."""
+"""Metrics of a bundle on images that training never saw, and what to look at next."""
 
 import logging
 from pathlib import Path
@@ -26,16 +26,16 @@ from breedline.tables import read_csv, write_csv, write_json
 
 log = logging.getLogger("breedline")
 SEED = 0
-"""Of the augmented views."""
+"""Seed of the augmented views."""
 PLAIN_WEIGHT = 0.25
-"""Of the image as it is among its augmented views."""
+"""Weight of the plain view in test-time augmentation; the mean of the augmented ones has the rest."""
 
 
 def evaluate(params: Evaluate, bundle: Path, presized: Path, labels: Path, *, metrics: Path, report: Path) -> None:
-    """Compare the bundle's predictions with the labels, on split `test`, and on `valid` beside it.
+    """Compare the bundle's predictions with the labels of the splits `test` and `valid`.
 
     Args:
-        metrics: the numbers of both splits; `dvc metrics diff` compares them.
+        metrics: those of both splits, as nested JSON.
         report: folder for the test split's predictions, its scores per class, the pairs of classes most often confused,
             pictures of the confusion matrix and the F1 per class, and a sheet of the worst mistakes.
 
@@ -71,10 +71,10 @@ def evaluate(params: Evaluate, bundle: Path, presized: Path, labels: Path, *, me
 def predict(
     params: Evaluate, model: torch.nn.Module, spec: BundleSpec, presized: Path, chosen: list[Item]
 ) -> np.ndarray:
-    """The probability of each class for each of `chosen`: (images, classes), in their order.
+    """Probabilities (images, classes) of the chosen items, in their order.
 
-    With test-time augmentation it is fastai's weighted mean: a quarter the plain view, the rest the augmented ones.
-    All views of some images make one batch, so that each image is decoded once.
+    With test-time augmentation (`tta` augmented views), fastai's weighted mean: PLAIN_WEIGHT of the plain view, the rest
+    of the mean of the augmented ones. All views of an image are in the same batch, so that it is decoded once.
     """
     device = pick_device()
     block = data_block(presized, spec.classes, spec.geometry, spec.augment)

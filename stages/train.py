@@ -1,4 +1,4 @@
-"""Fine-tune a classifier on the presized images: fastai's `fine_tune`, its two phases spelled out."""
+"""Fine-tune a classifier on the presized images: fastai's `fine_tune`, as two phases that can be resumed."""
 
 import contextlib
 import gc
@@ -52,7 +52,7 @@ from breedline.tables import read_csv, write_json
 log = logging.getLogger("breedline")
 T = TypeVar("T")
 LR_RATIO = 100
-"""How much less the earliest layers learn than the head, as in `fine_tune`."""
+"""Learning rate of the head over that of the earliest layers, as in `fine_tune`."""
 
 
 def train(
@@ -70,10 +70,13 @@ def train(
 
     Args:
         item_size: pixels of the square that is cropped from each presized image (presize.shorter_side).
-        report: folder for the live log, the plots, a batch as the model sees it, and the DataBlock in words.
+        bundle: folder for the model.
+        metrics: loss and accuracy of the last epoch, and what the result depends on besides its inputs.
+        report: folder for DVCLive's log, pictures of the training and of a batch, and fastai's summary of the DataBlock.
 
     Raises:
-        BreedlineError: no such architecture, weights that do not fit it, a split without images, or no compiler.
+        BreedlineError: weights that do not fit the architecture, a split or class without images, too little memory, or
+            no compiler.
     """
     table = read_csv(labels, ["name", "label", "split", "sha256"])
     items = [item for item in load_items(presized, table) if item.split != "test"]
@@ -97,7 +100,7 @@ def train(
     block = data_block(presized, classes, geometry, params.augment)
     store = Store(presized, device, max_side=geometry.max_side)
     store.keep(items, params.keep_images)
-    shutil.rmtree(report, ignore_errors=True)  # written in place, so that it can be watched
+    shutil.rmtree(report, ignore_errors=True)  # not by `new_folder`: it can be watched while the training runs
     report.mkdir(parents=True)
     _describe(block, items, report / "datablock.txt")
     batch_size = min(params.batch_size, sum(item.split == "train" for item in items))
@@ -143,10 +146,10 @@ def train(
 
 
 def _until_it_fits(attempt: Callable[[int], T], batch_size: int, checkpoints: Checkpoints, device: torch.device) -> T:
-    """Train with whole batches; when memory is short, go on with halves of them, and halves of those.
+    """Call `attempt` with the batch size; after each out-of-memory error, with half of it, gradients accumulated.
 
     Raises:
-        BreedlineError: two images at a time are too much, which is the least that normalisation layers need.
+        BreedlineError: not even two images fit, the least that batch normalisation can train on.
     """
     part: int = checkpoints.noted("part") or batch_size
     while True:
@@ -173,7 +176,7 @@ def _seed(params: Train, device: torch.device) -> None:
 
 
 def _fit(learn: Learner, params: Train, base_lr: float, checkpoints: Checkpoints, folder: Path) -> History:
-    """Fine-tune, with a bar or lines for people and a live log for DVC; from the last checkpoint, if there is one."""
+    """Fine-tune, resuming from the latest checkpoint if there is one; with progress for people and a log for DVC."""
     epochs = params.freeze_epochs + params.epochs
     state = checkpoints.latest()
     with (
@@ -193,12 +196,13 @@ def _fit(learn: Learner, params: Train, base_lr: float, checkpoints: Checkpoints
 
 
 def fine_tune(learn: Learner, freeze_epochs: int, epochs: int, base_lr: float, done: int = 0) -> None:
-    """fastai's `Learner.fine_tune`, phase by phase: the head alone, then everything at half the rate.
+    """fastai's `Learner.fine_tune` that can be resumed: the head alone, then all layers at half the learning rate.
 
-    In the second phase the learning rate falls from the head to the earliest layers, by LR_RATIO in all.
+    In the second phase learning rates fall geometrically from the head to the earliest layers, by LR_RATIO in all.
+    `Learner.fine_tune(start_epoch=k)` would skip k epochs of each phase.
 
     Args:
-        done: epochs to leave out at the beginning, those of both phases counted.
+        done: epochs to skip at the start, counted over both phases.
     """
     if done < freeze_epochs:
         learn.freeze()
@@ -229,14 +233,14 @@ def _name(device: torch.device) -> str:
 
 
 def _describe(block, items: list[Item], path: Path) -> None:  # type: ignore[no-untyped-def]
-    """fastai's account of what each transform does to a few images of each split."""
+    """Write fastai's summary of the DataBlock: what each transform does to a few images of each split."""
     few = [item for split in ("train", "valid") for item in [i for i in items if i.split == split][:4]]
     with path.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         block.summary(few, bs=4, show_batch=False)
 
 
 def _base_lr(params: Train, learn: Learner, checkpoints: Checkpoints, folder: Path) -> tuple[float, dict[str, float]]:
-    """The rate to use, and what each rule of the finder says (nothing if it was not asked)."""
+    """The base learning rate, and the suggestion of each rule of the finder (none if the rate is set in params)."""
     if params.base_lr != "auto":
         return params.base_lr, {}
     found = checkpoints.noted("lr_find")
@@ -251,7 +255,7 @@ def _base_lr(params: Train, learn: Learner, checkpoints: Checkpoints, folder: Pa
 
 
 def _find_lr(learn: Learner, frozen: bool) -> dict[str, Any]:
-    """fastai's learning-rate finder: its curve, and the rate that each rule takes from it."""
+    """Run fastai's learning-rate finder; its curve (lrs, losses) and the rate that each of its rules suggests."""
     if frozen:
         learn.freeze()
     with tempfile.TemporaryDirectory() as scratch, learn.no_bar():
