@@ -1,4 +1,4 @@
-"""What is trained on and evaluated: labelled images, and where they lie in the presized shard set."""
+"""Items: labelled images, and where their bytes lie in the presized shard set."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from breedline.shards import PRESIZED_COLUMNS, ShardSet
 
 @dataclass(frozen=True)
 class Item:
-    """One labelled, presized image: what it is, and where its bytes lie."""
+    """A labelled, presized image: `size` bytes at `offset` of the volume `shard`, (height, width) in pixels."""
 
     name: str
     label: str
@@ -24,7 +24,7 @@ class Item:
 
 
 def load_items(presized: Path, labels: pd.DataFrame) -> list[Item]:
-    """The labelled images that could be decoded, in the order of `labels` (name, label, split, sha256)."""
+    """The rows of `labels` (name, label, split, sha256), in their order, whose image could be decoded."""
     index = ShardSet(presized, PRESIZED_COLUMNS).index.drop_duplicates("origin")
     where = index.set_index("origin")[["shard", "offset", "size", "height", "width"]]
     table = labels[["name", "label", "split", "sha256"]].join(where, on="sha256", how="inner")

@@ -190,7 +190,7 @@ def _fit(learn: Learner, params: Train, base_lr: float, checkpoints: Checkpoints
         if state:
             learn.model.load_state_dict(state["model"])
             history.restore(state["history"])
-            log.info("train: goes on after epoch %d of %d", len(history.epochs), epochs)
+            log.info("train: resuming after epoch %d of %d", len(history.epochs), epochs)
         fine_tune(learn, params.freeze_epochs, params.epochs, base_lr, done=len(history.epochs))
     return history
 

@@ -1,4 +1,4 @@
-"""A training that ends early goes on as if it had not."""
+"""A training that was interrupted resumes as if it had not been."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def train_until(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Callable
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_a_training_that_ended_early_goes_on_bit_for_bit(
+def test_an_interrupted_training_resumes_bit_for_bit(
     pipeline: Pipeline,
     trained: Path,
     tmp_path: Path,
@@ -55,7 +55,7 @@ def test_a_training_that_ended_early_goes_on_bit_for_bit(
     train_until(epoch - 1, tmp_path / "killed")
     caplog.set_level("INFO")
     again = pipeline.train(tmp_path / "again")
-    assert (f"train: goes on after epoch {epoch - 1} of 3" in caplog.messages) == (epoch > 1)
+    assert (f"train: resuming after epoch {epoch - 1} of 3" in caplog.messages) == (epoch > 1)
     assert_same(trained, again, "report/schedule.png")
     history = pd.read_csv(again / "report/live/plots/metrics/accuracy.tsv", sep="\t")
     assert history["step"].tolist() == [1, 2, 3]
@@ -74,11 +74,11 @@ def test_other_settings_start_clean_and_the_finder_is_asked_once(
     train_until(1, tmp_path / "killed", **settings)
     caplog.set_level("INFO")
     other = pipeline.train(tmp_path / "other", **settings, seed=43)
-    assert not any("goes on" in message for message in caplog.messages)
+    assert not any("resuming" in message for message in caplog.messages)
     with monkeypatch.context() as patch:
         patch.setattr("stages.train._find_lr", lambda *_, **__: pytest.fail("asked again"))
         again = pipeline.train(tmp_path / "again", **settings)
-    assert any("goes on after epoch 1 of 3" in message for message in caplog.messages)
+    assert any("resuming after epoch 1 of 3" in message for message in caplog.messages)
     whole = pipeline.train(tmp_path / "whole", **settings)
     assert_same(whole, again, "report/lr_find.png")
     assert sha256_of(whole / "bundle/model.safetensors") != sha256_of(other / "bundle/model.safetensors")
@@ -117,11 +117,11 @@ def test_a_kill_in_every_epoch_of_both_phases_changes_nothing(
     run("of the head alone")
     run("epoch 1/3")
     run("epoch 2/3")
-    assert "goes on after epoch" in run(None)
+    assert "resuming after epoch" in run(None)
     assert_same(trained, tmp_path)
 
 
-def test_a_training_in_parts_goes_on_in_parts(
+def test_a_resumed_training_keeps_its_smaller_batches(
     pipeline: Pipeline,
     tmp_path: Path,
     train_until: Callable[..., None],
@@ -143,12 +143,12 @@ def test_a_training_in_parts_goes_on_in_parts(
     caplog.clear()
     caplog.set_level("INFO")
     pipeline.train(tmp_path, batch_size=16)
-    assert "train: goes on after epoch 1 of 3" in caplog.messages
+    assert "train: resuming after epoch 1 of 3" in caplog.messages
     assert sizes == {8}
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_training_goes_on_with_the_same_schedule_and_about_the_same_numbers(
+def test_on_a_gpu_a_training_resumes_with_the_same_schedule_and_about_the_same_numbers(
     pipeline: Pipeline, tmp_path: Path, train_until: Callable[..., None]
 ) -> None:
     whole = pipeline.train(tmp_path / "whole")

@@ -134,15 +134,13 @@ def test_the_finder_chooses_the_rate_and_shows_why(pipeline: Pipeline, tmp_path:
     assert width(folder / "report/lr_find.png") > 500
 
 
-def test_a_loss_of_its_own_for_each_class(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_one_vs_rest_loss_learns(pipeline: Pipeline, tmp_path: Path) -> None:
     folder = pipeline.train(tmp_path, loss="bce", label_smoothing=0.1)
     assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
     assert json.loads((folder / "bundle/model.json").read_text())["loss"] == "bce"
 
 
-def test_a_precision_and_a_place_for_the_images_that_the_machine_may_not_have(
-    pipeline: Pipeline, tmp_path: Path
-) -> None:
+def test_a_precision_and_a_device_that_the_machine_lacks_are_replaced(pipeline: Pipeline, tmp_path: Path) -> None:
     folder = pipeline.train(tmp_path, precision="fp16", keep_images="gpu")
     assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
 
@@ -154,7 +152,7 @@ def test_where_the_images_are_kept_changes_no_number(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_batch_that_is_too_much_is_trained_on_in_parts(
+def test_out_of_memory_gradients_are_accumulated_over_smaller_batches(
     pipeline: Pipeline,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -183,7 +181,7 @@ def test_a_batch_that_is_too_much_is_trained_on_in_parts(
     assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
 
 
-def test_images_that_are_too_much_two_at_a_time(
+def test_too_little_memory_for_two_images_is_one_line(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def too_much(history: History) -> None:
