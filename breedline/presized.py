@@ -35,8 +35,8 @@ MAX_BYTES = 3 * MAX_PIXELS + 2**20
 """A larger file is rejected unread: it is more than MAX_PIXELS take uncompressed, as RGB, and their metadata."""
 
 
-class Made(NamedTuple):
-    """The table of one presized volume (PART_COLUMNS), and how many of its images came from the cache."""
+class PresizedVolume(NamedTuple):
+    """The table (PART_COLUMNS) of one presized volume, and how many of its images came from the cache."""
 
     table: pd.DataFrame
     cached: int
@@ -55,7 +55,7 @@ class Presizer:
         self._writing = FileLock(cache_dir("locks") / "presize.lock")
         self._known: pd.DataFrame | None = None
 
-    def volume(self, raw: Path, rows: pd.DataFrame, target: Path, advance: Callable[[int], None]) -> Made:
+    def volume(self, raw: Path, rows: pd.DataFrame, target: Path, advance: Callable[[int], None]) -> PresizedVolume:
         """Presize the images of the volume `raw` that `rows` names (name, offset, size, sha256) into `target`."""
         key = _hash("\n".join(itertools.chain(rows["name"], rows["sha256"])))
         volume, part = self.cache / f"{key}.tar", self.cache / f"{key}.csv"
@@ -64,14 +64,14 @@ class Presizer:
             link_or_copy(volume, target)
             os.utime(part)  # not the volume, which other working folders may have linked, and DVC would hash anew
             advance(len(rows))
-            return Made(known.assign(shard=target.name), len(rows))
+            return PresizedVolume(known.assign(shard=target.name), len(rows))
         table, cached = self._make(raw, rows, target, advance)
         target.chmod(0o444)  # it may share its bytes with the cache
         with self._writing:
             with new_file(volume) as temporary:
                 link_or_copy(target, temporary)
             write_csv(table, part)
-        return Made(table, cached)
+        return PresizedVolume(table, cached)
 
     def prune(self) -> None:
         """Remove what no run has used for `UNUSED_DAYS` (its table has that age), and what a killed run left behind."""
@@ -84,7 +84,7 @@ class Presizer:
                     if not whole or part.stat().st_mtime < oldest:
                         file.unlink()
 
-    def _make(self, raw: Path, rows: pd.DataFrame, target: Path, advance: Callable[[int], None]) -> Made:
+    def _make(self, raw: Path, rows: pd.DataFrame, target: Path, advance: Callable[[int], None]) -> PresizedVolume:
         if self._known is None:
             self._known = self._read_cache()
         known = {row["origin"]: row for row in _records(self._known[self._known["origin"].isin(rows["sha256"])])}
@@ -95,14 +95,14 @@ class Presizer:
         images = parallel(
             delayed(_image)(raw, row, self.cache, known.get(row["sha256"]), self.params) for row in wanted
         )
-        made: list[Row] = []
+        table: list[Row] = []
         cached = 0
         with Volume(target) as volume:
             for row, (image, hit) in zip(wanted, images, strict=True):
-                made.append(_add(volume, row, image))
+                table.append(_add(volume, row, image))
                 cached += hit
                 advance(1)
-        return Made(pd.DataFrame(made, columns=PART_COLUMNS), cached)
+        return PresizedVolume(pd.DataFrame(table, columns=PART_COLUMNS), cached)
 
     def _read_cache(self) -> pd.DataFrame:
         parts = sorted(self.cache.glob("*.csv"))
@@ -160,8 +160,8 @@ def _add(volume: Volume, row: Row, image: Presized | str) -> Row:
         nothing = dict.fromkeys(PART_COLUMNS, "") | dict.fromkeys(INTEGERS, 0) | {"shard": volume.path.name}
         return {**nothing, "name": row["name"], "origin": row["sha256"], "rejected": image}
     entry = volume.add(row["name"], io.BytesIO(image.data), len(image.data))
-    made = {"height": image.height, "width": image.width, "made": image.made, "origin": row["sha256"], "rejected": ""}
-    return {**entry._asdict(), **made}
+    pixels = {"height": image.height, "width": image.width, "made": image.made}
+    return {**entry._asdict(), **pixels, "origin": row["sha256"], "rejected": ""}
 
 
 def _records(table: pd.DataFrame) -> list[Row]:

@@ -36,11 +36,11 @@ def presize(params: Presize, raw: Path, labels: Path, *, presized: Path, workers
     presizer = Presizer(params, workers)
     with new_folder(presized) as folder, progress("presize", len(wanted)) as advance, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of oddities in files that it goes on to read
-        made = [
+        volumes = [
             presizer.volume(raw / str(shard), rows, folder / str(shard), advance)
             for shard, rows in wanted.groupby("shard", sort=True)
         ]
-        table = pd.concat([part.table for part in made])
+        table = pd.concat([volume.table for volume in volumes])
         rejected = table["rejected"] != ""
         if rejected.all():
             raise BreedlineError(
@@ -53,7 +53,7 @@ def presize(params: Presize, raw: Path, labels: Path, *, presized: Path, workers
     counts = ", ".join(f"{count} {how}" for how, count in table.loc[~rejected, "made"].value_counts().items())
     log.info(
         "presize: %d images: %s, %d rejected; %d of them from the cache",
-        *(len(table), counts, rejected.sum(), sum(part.cached for part in made)),
+        *(len(table), counts, rejected.sum(), sum(volume.cached for volume in volumes)),
     )
 
 

@@ -21,13 +21,13 @@ import breedline.presized
 from breedline.files import cache_dir, sha256_of
 from breedline.images import ENCODED, KEPT, RESIZED, Presized, presize_image
 from breedline.params import Presize
-from breedline.presized import UNUSED_DAYS, Made, Presizer
+from breedline.presized import UNUSED_DAYS, PresizedVolume, Presizer
 from breedline.shards import COLUMNS, pack
 
 ROOT = Path(__file__).parents[2]
 PARAMS = Presize(shorter_side=24, quality=90)
 Volume = tuple[Path, pd.DataFrame]
-Make = Callable[..., Made]
+Make = Callable[..., PresizedVolume]
 
 
 def photo(number: int, size: tuple[int, int] = (24, 30), kind: str = "JPEG") -> bytes:
@@ -77,7 +77,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 def make(tmp_path: Path) -> Make:
     """A function that presizes one raw volume as a run of its own, into `out.tar`."""
 
-    def presized(volume: Volume, params: Presize = PARAMS, workers: int = 2) -> Made:
+    def presized(volume: Volume, params: Presize = PARAMS, workers: int = 2) -> PresizedVolume:
         (tmp_path / "out.tar").unlink(missing_ok=True)
         return Presizer(params, workers).volume(*volume, tmp_path / "out.tar", lambda count: None)
 
@@ -126,12 +126,12 @@ def test_in_another_volume_only_new_images_are_decoded(
 ) -> None:
     make(raw(FILES))
     decoded.clear()
-    made = make(raw(files))
+    again = make(raw(files))
     assert sorted(decoded) == sorted(NEW.values())
-    assert made.cached == len(FILES)
+    assert again.cached == len(FILES)
     with_cache = sha256_of(tmp_path / "out.tar")
     monkeypatch.setenv("BREEDLINE_CACHE", str(tmp_path / "empty"))
-    pd.testing.assert_frame_equal(make(raw(files)).table, made.table)
+    pd.testing.assert_frame_equal(make(raw(files)).table, again.table)
     assert sha256_of(tmp_path / "out.tar") == with_cache
 
 
@@ -327,11 +327,11 @@ def test_two_runs_do_not_write_to_the_cache_at_the_same_time(
     volume = raw(FILES)
     with ThreadPoolExecutor() as threads:
         with FileLock(cache_dir("locks") / "presize.lock"):
-            made = threads.submit(make, volume)
+            future = threads.submit(make, volume)
             with pytest.raises(TimeoutError):
-                made.result(timeout=1)
+                future.result(timeout=1)
             assert not list((tmp_path / "cache" / "presize").glob("*/*"))
-        assert made.result(timeout=60).cached == 0
+        assert future.result(timeout=60).cached == 0
     assert make(volume).cached == len(FILES)
 
 
