@@ -12,12 +12,13 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.plan import Step, rows
 from flows.repo import metrics
+from flows.states import Outcome
 
 MARKUP = re.compile(
     r"(?P<indent>^\s*)(?P<mark>[-=>#+])"  # blocks: lists, headings, quotations
     r"|[\\`*\[\]<&~|]|(?<![^\W_])_|_(?![^\W_])"  # a `_` within a word is only a letter: american_bulldog
     r"|:(?=//)|(?<=www)\.|@(?=[\w-]+\.)"  # what becomes a link by itself
-    r"|(?<=\d)[.)](?=\s)",  # numbered lists
+    r"|(?<=\d)[.)](?=\s|$)",  # numbered lists
     re.MULTILINE,
 )
 ROWS = 500
@@ -32,7 +33,7 @@ def show_plan(steps: list[Step]) -> None:
 def show_results(root: Path, steps: list[Step], results: list[dict[str, Any]]) -> None:
     """What happened; and of what was made anew, the metrics and what the stages have to show."""
     _create_table(results, key="summary", description="What happened to each stage")
-    new = {result["stage"] for result in results if result["state"] in ("Completed", "Restored")}
+    new = {result["stage"] for result in results if result["state"] in (Outcome.COMPLETED, Outcome.RESTORED)}
     if not new:
         return
     if table := metrics(root):
