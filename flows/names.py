@@ -4,6 +4,8 @@ import textwrap
 
 from prefect.runtime import deployment, flow_run
 
+from breedline.urls import redacted
+
 FROM_WATCH = "source"
 """The tag of runs that `watch` has started."""
 
@@ -15,4 +17,5 @@ def run_name() -> str:
     details = [f"{key}={value}" for key, value in (given.get("overrides") or {}).items()]
     details += [f"force {stage}" for stage in given.get("force") or ()]
     name = " ".join([asked, *([given["ref"]] if "ref" in given else [])])
-    return textwrap.shorten(f"{name}: {', '.join(details)}" if details else name, 120, placeholder=" …")
+    whole = f"{name}: {', '.join(details)}" if details else name
+    return textwrap.shorten(redacted(whole), 120, placeholder=" …")

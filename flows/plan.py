@@ -141,7 +141,7 @@ def _changed_settings(dep: ParamsDependency) -> Iterator[str]:
     changed = [key for key in sorted({*old, *new}) if old.get(key, ABSENT) != new.get(key, ABSENT)]
     if not changed:  # only the keys differ, and read alike once they are joined: 1 and "1", "a.b" and b within a
         yield f"{dep} changed"
-    yield from (redacted(f"{key}: {old.get(key, ABSENT)!r} -> {new.get(key, ABSENT)!r}") for key in changed)
+    yield from (f"{key}: {old.get(key, ABSENT)!r} -> {new.get(key, ABSENT)!r}" for key in changed)
 
 
 def _coming(dep: Dependency, restored: Restored) -> _Content | None:
