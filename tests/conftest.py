@@ -51,9 +51,10 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that wait for a served project come first, as they take longest; then real processes, and flows last.
+    """What takes long comes first, so that no process works alone at the end; but what runs flows comes last.
 
     For Prefect's threads stay in the process that runs a flow, and draw from the `random` that training is seeded with.
+    Projects that are served take longest, and run in processes of their own.
     """
     if "TEST_GPU" in os.environ:
         import torch  # not for those who test without it
@@ -64,8 +65,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="`make test-gpu` runs it where there is a CUDA GPU"))
-    served = {item.path for item in items if "served" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: (item.path not in served, "flows" in item.path.parts, "breedline" in item.path.parts))
+
+    def files(fixture: str) -> set[Path]:
+        return {item.path for item in items if fixture in getattr(item, "fixturenames", ())}
+
+    served, flows = files("served"), files("prefect_server")
+
+    def rank(item: pytest.Item) -> tuple[bool, ...]:
+        folders = item.path.parts
+        return item.path not in served, "flows" in folders, item.path not in flows, "breedline" in folders
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(autouse=True)

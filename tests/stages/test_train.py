@@ -218,10 +218,12 @@ def test_splits_that_cannot_be_trained_on(pipeline: Pipeline, tmp_path: Path, ch
 @pytest.mark.slow
 def test_a_compiled_model_learns_the_same(pipeline: Pipeline, tmp_path: Path) -> None:
     losses = []
+    # batches of one size in both phases, for each is compiled
+    settings = {"freeze_epochs": 0, "epochs": 1, "base_lr": 0.001, "batch_size": _images(pipeline, "valid")}
     for mode in ("none", "default"):
         # else dropout draws other numbers; and without a pool of compilers, each of which imports torch
         with inductor.patch(fallback_random=True, compile_threads=1):
-            folder = pipeline.train(tmp_path / mode, compile=mode, freeze_epochs=0, epochs=1, base_lr=0.001)
+            folder = pipeline.train(tmp_path / mode, compile=mode, **settings)
         losses.append(json.loads((folder / "train.json").read_text())["valid_loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
