@@ -104,6 +104,15 @@ def presize_image(data: bytes, size: int, quality: int) -> Presized:
         raise Undecodable(str(error) or type(error).__name__) from error
 
 
+def shorter_side(head: bytes) -> int | None:
+    """Pixels of the shorter side that the beginning of an image file declares, or None where it declares none."""
+    try:
+        with Image.open(io.BytesIO(head), formats=FORMATS) as image:
+            return min(image.size)
+    except (*DAMAGE, Image.DecompressionBombError):
+        return None
+
+
 def _presize(image: ImageFile.ImageFile, data: bytes, size: int, quality: int) -> Presized:
     width, height = image.size
     if width * height > MAX_PIXELS:

@@ -44,6 +44,8 @@ class Entry(NamedTuple):
 COLUMNS = list(Entry._fields)
 PRESIZED_COLUMNS = [*COLUMNS, "height", "width", "made", "origin"]
 """A presized set says more: the image's pixels, how it was made, and the SHA-256 of the raw file."""
+MAX_SIDE = 65_535
+"""Pixels of the longest side that a JPEG can have."""
 INTEGERS = ["offset", "size", "height", "width"]
 """The columns that hold numbers, not text."""
 
@@ -132,6 +134,13 @@ class ShardSet:
             raise BreedlineError(
                 f"{folder / outside.iloc[0]} is cut short, or {folder / INDEX} is damaged: `dvc checkout` restores both"
             )
+
+        for side in {"height", "width"} & set(columns):
+            wrong = self.index.loc[~self.index[side].between(1, MAX_SIDE), side]
+            if len(wrong):
+                raise BreedlineError(
+                    f"{folder / INDEX} is damaged: no JPEG has a {side} of {wrong.iloc[0]} pixels; `dvc checkout` restores it"
+                )
 
     def _size_of(self, shard: str) -> int:
         """The bytes of a volume that the index names."""

@@ -98,6 +98,15 @@ def test_the_table_tells_what_became_of_every_image(tmp_path: Path, raw: Callabl
     assert set(table["shard"]) == {"out.tar"}
 
 
+def test_a_file_larger_than_any_image_is_rejected_unread(
+    raw: Callable[..., Volume], make: Make, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breedline.presized, "MAX_BYTES", 1000)
+    table = make(raw({"0.jpg": photo(0), "large.jpg": photo(0) + bytes(1000)})).table
+    assert table["rejected"].tolist() == ["", "over 1000 bytes"]
+    assert decoded == [photo(0)]
+
+
 def test_what_was_made_once_is_linked(
     tmp_path: Path, raw: Callable[..., Volume], make: Make, decoded: list[bytes]
 ) -> None:

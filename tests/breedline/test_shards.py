@@ -12,7 +12,7 @@ from PIL import Image
 
 from breedline.errors import BreedlineError
 from breedline.formats import FORMATS, sniff
-from breedline.shards import COLUMNS, Entry, ShardSet, Volume, pack, write_index
+from breedline.shards import COLUMNS, PRESIZED_COLUMNS, Entry, ShardSet, Volume, pack, write_index
 
 FILES = {
     "a.txt": b"hello",
@@ -216,6 +216,18 @@ def test_an_image_that_lies_outside_of_its_volume_is_damage(
         BreedlineError, match=r"^.*00-00000\.tar is cut short, or .*index\.csv is damaged: `dvc checkout`"
     ):
         ShardSet(tmp_path / "set")
+
+
+@pytest.mark.parametrize("value", [0, -1, 65_536, 10**12])
+@pytest.mark.parametrize("side", ["height", "width"])
+def test_an_image_larger_than_a_jpeg_can_be_is_damage(tmp_path: Path, pack_set: Pack, side: str, value: int) -> None:
+    table = pd.DataFrame(pack_set(tmp_path / "set", FILES)).assign(height=1, width=65_535, made="", origin="")
+    write_index(table, tmp_path / "set")
+    assert ShardSet(tmp_path / "set", PRESIZED_COLUMNS).index["width"].tolist() == [65_535] * len(FILES)
+    table.loc[2, side] = value
+    write_index(table, tmp_path / "set")
+    with pytest.raises(BreedlineError, match=rf"index\.csv is damaged: no JPEG has a {side} of {value} pixels"):
+        ShardSet(tmp_path / "set", PRESIZED_COLUMNS)
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a/.."])

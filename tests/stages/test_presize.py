@@ -179,6 +179,32 @@ def test_if_nothing_can_be_decoded_that_is_an_error_and_the_earlier_result_stays
     assert not list(Path().glob(".presized*"))
 
 
+WARNING = (
+    "presize: half of the images have a shorter side of 300 pixels or more, of which presize.shorter_side leaves 24: "
+    "raise it for photos (presets/photos.yaml)"
+)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shorter_side", "lines"),
+    [
+        ([(400, 300)] * 3, 24, [WARNING]),
+        ([(300, 400), (30, 24), (24, 30), (900, 600)], 24, []),
+        ([(300, 400), (30, 24), (400, 300), (900, 600)], 24, [WARNING]),
+        ([(400, 300)] * 3, 75, []),  # a quarter of the sides is no mistake
+        ([(1200, 900)] * 3, 224, []),  # nor is what pretrained models see
+    ],
+)
+def test_a_run_that_throws_away_most_of_the_pixels_says_so_from_the_cache_too(
+    caplog: pytest.LogCaptureFixture, sizes: list[tuple[int, int]], shorter_side: int, lines: list[str]
+) -> None:
+    write_raw({f"{number}.jpg": photo(number, size) for number, size in enumerate(sizes)} | {"page.jpg": b"<html>"})
+    for _ in range(2):
+        caplog.clear()
+        run(params=Presize(shorter_side=shorter_side, quality=90))
+        assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == lines
+
+
 def test_labels_of_other_images_are_an_error() -> None:
     write_raw(FIRST)
     shutil.copy("labels.csv", "other.csv")
@@ -240,7 +266,7 @@ def test_after_a_kill_the_next_run_goes_on_from_the_last_finished_volume(
     second = start()
     lines = second.communicate()[1].splitlines()
     assert second.returncode == 0
-    assert lines == [f"presize: 40 images: 40 resized, 0 rejected; {finished} of them from the cache"]
+    assert lines[1:] == [f"presize: 40 images: 40 resized, 0 rejected; {finished} of them from the cache"]
     assert not list(Path().glob(".presized*"))
     resumed = hashes()
     monkeypatch.setenv("BREEDLINE_CACHE", str(tmp_path / "empty"))
@@ -256,7 +282,7 @@ def test_ctrl_c_is_one_line_and_leaves_the_earlier_result(tmp_path: Path, start:
     process.send_signal(signal.SIGINT)
     lines = process.communicate()[1].splitlines()
     assert process.returncode == 130
-    assert len(lines) == 1
-    assert lines[0].startswith("error: presize: interrupted")
+    assert len(lines) == 2
+    assert lines[1].startswith("error: presize: interrupted")
     assert [path.read_text() for path in Path("presized").iterdir()] == ["of an earlier run"]
     assert not list(Path().glob(".presized*"))
