@@ -193,11 +193,11 @@ class Served:
         until(lambda: self.state(run)["type"] in ends or self.state(run)["name"] in others)
         return str(self.state(run)["name"])
 
-    def tasks(self, run: str) -> dict[str, str]:
-        """The states of the stages of a run, by name."""
+    def tasks(self, run: str, *others: str) -> dict[str, str]:
+        """The states of the stages of a run, by name; and of the tasks `others`."""
         tasks = self.ask("task_runs/filter", flow_runs={"id": {"any_": [run]}})
-        stages = ("download", "train")
-        return {task["name"]: task["state"]["name"] for task in tasks if task["name"] in stages}
+        wanted = ("download", "train", *others)
+        return {task["name"]: task["state"]["name"] for task in tasks if task["name"] in wanted}
 
     def slots(self) -> int:
         """How many hold the GPU."""

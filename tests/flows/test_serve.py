@@ -37,6 +37,8 @@ def test_cancelling_ends_the_training_within_ten_seconds_and_frees_the_gpu(serve
     served.ask(f"flow_runs/{run}/set_state", state={"type": "CANCELLING"})
     until(lambda: not served.processes("train.py|repro|prefect.engine"), 10)
     assert served.ended(run) == "Cancelled"
+    until(lambda: served.tasks(run)["train"] != "Running")
+    assert served.tasks(run, "pull") == {"pull": "Completed", "download": "Completed", "train": "Cancelled"}
     assert served.slots() == 0
 
 

@@ -42,11 +42,6 @@ async ([address, secret]) => {
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _only_runs_that_are_asked_for(served: Served) -> None:
-    served.pause("retrain/nightly")
-
-
 @pytest.fixture
 def elsewhere() -> Iterator[str]:
     """The address of a web page of another origin."""
