@@ -1,9 +1,11 @@
 """How stages and runs end, under names that say more than Prefect's types."""
 
+import logging
 from enum import StrEnum
 from typing import Any
 
 from prefect.client.schemas.objects import State
+from prefect.exceptions import FailedRun
 from prefect.states import Cancelled, Completed, Failed
 
 
@@ -43,3 +45,11 @@ class Outcome(StrEnum):
         if self is Outcome.CANCELLED:
             return Cancelled(message=message)
         return Failed(name=self, message=message) if self.bad else Completed(name=self, message=message)
+
+
+def _says_more_than_its_state(record: logging.LogRecord) -> bool:
+    """False for the traceback through Prefect itself, which it logs for every run that returns a failed state."""
+    return not record.exc_info or record.exc_info[0] is not FailedRun
+
+
+logging.getLogger("prefect.flow_runs").addFilter(_says_more_than_its_state)

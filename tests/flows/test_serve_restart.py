@@ -24,6 +24,13 @@ def _seconds_until_crashed(served: Served, run: str, since: float) -> float:
     return datetime.fromisoformat(served.state(run)["timestamp"]).timestamp() - since
 
 
+def test_a_wrong_override_is_one_line_in_the_terminal_too(served: Served) -> None:
+    assert served.ended(served.start(overrides={"train.epoch": 33})) == "Failed"
+    until(lambda: "did you mean epochs?" in served.log.read_text())
+    assert served.ended(served.start(overrides={"train.epochs": 0})) == "Failed"  # by when all of the first is written
+    assert "Traceback" not in served.log.read_text()
+
+
 def test_a_server_that_is_killed_is_started_again_and_the_runs_go_on(served: Served) -> None:
     run = served.start(overrides={"train.epochs": 31, "train.base_lr": 9})
     until(lambda: served.processes("train.py"))
