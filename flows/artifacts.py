@@ -1,4 +1,4 @@
-"""What a run leaves to look at in the Prefect UI: tables and pictures."""
+"""Artifacts of a run in the Prefect UI: tables and pictures."""
 
 import base64
 import json
@@ -22,16 +22,16 @@ MARKUP = re.compile(
     re.MULTILINE,
 )
 ROWS = 500
-"""Of a longer table only the beginning is shown: it is kept by the server."""
+"""The most rows of a table that are shown, as the server stores them."""
 
 
 def show_plan(steps: list[Step]) -> None:
-    """What is about to happen, and why."""
+    """Show what will happen to each stage, and why."""
     _create_table(rows(steps), key="plan", description="What was to happen to each stage, and why")
 
 
 def show_results(root: Path, steps: list[Step], results: list[dict[str, Any]]) -> None:
-    """What happened; and of what was made anew, the metrics and what the stages have to show."""
+    """Show what happened to each stage; after changes also the metrics, and the outputs that the stages' policies show."""
     _create_table(results, key="summary", description="What happened to each stage")
     new = {result["stage"] for result in results if result["state"] in (Outcome.COMPLETED, Outcome.RESTORED)}
     if not new:
@@ -44,7 +44,7 @@ def show_results(root: Path, steps: list[Step], results: list[dict[str, Any]]) -
 
 
 def changes(table: dict[str, tuple[float | None, float | None]]) -> list[dict[str, Any]]:
-    """Metrics as rows of a table: the committed value, the present one, the difference; what has changed comes first."""
+    """Metrics as rows of a table: committed value, present value, difference. Changed metrics come first."""
     rows = [
         {
             "metric": name,

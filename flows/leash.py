@@ -1,8 +1,8 @@
-"""A command that ends with whoever started it, however that one ends.
+"""A wrapper that ends a command together with the process that started it, even if that process gets a SIGKILL.
 
-The command gets a process group of its own, so that nothing of it can stay behind. When standard input closes, by the
-will of the one who holds its other end or by a SIGKILL of that one, the group is asked to end (SIGTERM), then made to.
-Only the standard library, so that it starts in milliseconds.
+The command runs in a process group of its own, so that its children can be ended with it. The wrapper's standard input
+is a pipe from the starter: when it closes, because the starter closed it or has died, the whole group gets SIGTERM and,
+after a grace period, SIGKILL. The wrapper imports only the standard library, so that it starts in milliseconds.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ import time
 from typing import Any
 
 GRACE = 5.0
-"""Seconds between SIGTERM and SIGKILL: a training may write down where it is."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 
 def leashed(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start `command` on a leash, which is the process returned: it ends when its `stdin` is closed, or we are gone.
+    """Start `command` under the wrapper, and return the wrapper's process: closing its `stdin`, or our death, ends both.
 
     Args:
         options: as for `subprocess.Popen`.
@@ -29,21 +29,21 @@ def leashed(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
 
 
 def main() -> int:
-    """Run the command; its exit code is ours, 128 + n after signal n."""
+    """Run the command, and return its exit code: 128 + n after signal n."""
     command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, process_group=0)
     threading.Thread(target=_end_with_starter, args=(command.pid,), daemon=True).start()
     code = command.wait()
-    _end(command.pid)  # what it has left behind, as dvc does when it alone is killed
+    _end(command.pid)  # a dvc that gets a SIGKILL leaves the stage it runs behind
     return code if code >= 0 else 128 - code
 
 
 def _end_with_starter(group: int) -> None:
-    os.read(0, 1)  # returns when the other end is closed, for nobody writes
+    os.read(0, 1)  # nothing is ever written, so this returns only when the other end is closed
     _end(group)
 
 
 def _end(group: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # as soon as nobody is left in it
+    with contextlib.suppress(ProcessLookupError):  # raised as soon as the group is empty
         os.killpg(group, signal.SIGTERM)
         deadline = time.monotonic() + GRACE
         while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Concurrency limits: a stage that names a resource never runs without a limit on it."""
+"""Concurrency limits: the limit on a resource exists before a stage that needs the resource runs."""
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
@@ -6,7 +6,7 @@ from prefect.exceptions import ObjectNotFound
 
 
 def create_limit(client: SyncPrefectClient, name: str) -> None:
-    """See to it that there is a limit; it is 1 unless somebody has set it otherwise."""
+    """Create the global concurrency limit `name` with one slot, unless it exists already."""
     try:
         client.read_global_concurrency_limit_by_name(name)
     except ObjectNotFound:

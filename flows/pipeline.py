@@ -1,4 +1,4 @@
-"""dvc.yaml compiled into a flow: one task per stage, each answered or run by DVC, which stays the only record."""
+"""dvc.yaml as a Prefect flow: one task per stage. DVC decides what is up to date, runs the stage and keeps the record."""
 
 import contextlib
 import time
@@ -24,7 +24,7 @@ from flows.states import Outcome
 from flows.tasks import task_of
 
 LEASE = 60.0
-"""Seconds after which the slot of a run that was killed is free again; Prefect allows no less."""
+"""Seconds after which the slot of a killed run is free again; the least that Prefect allows."""
 LINES_IN_MESSAGE = 5
 
 
@@ -41,7 +41,7 @@ class Result:
 
 @dataclass
 class Run:
-    """What the tasks of one run share."""
+    """State that the tasks of one run share."""
 
     root: Path
     force: tuple[str, ...]
@@ -51,7 +51,7 @@ class Run:
 
 @flow(name="pipeline", flow_run_name=run_name, persist_result=False)
 def pipeline(root: Path = Path(), force: tuple[str, ...] = ()) -> State[Any]:
-    """Bring every stage of dvc.yaml at `root` up to date, as `dvc repro` would; independent ones at the same time.
+    """Bring every stage of dvc.yaml at `root` up to date, as `dvc repro` would; independent stages run in parallel.
 
     Args:
         root: a DVC repository.
@@ -143,12 +143,16 @@ def _counted(results: list[Result]) -> str:
 
 @contextlib.contextmanager
 def _slots(resources: list[str], run: Run) -> Iterator[None]:
-    """Hold one slot of each of the concurrency limits; waits for them, but not past the end of the run."""
+    """Hold one slot of each of the concurrency limits, after waiting for them.
+
+    Raises:
+        RunEnded: the run ended meanwhile.
+    """
     if not resources:
         yield
         return
-    # a server that is away for a while must not cost hours of training: no end when a lease cannot be renewed, and none
-    # when it cannot be given back, as it runs out by itself
+    # A server outage must not cost hours of training: the stage goes on when its lease cannot be renewed, and has
+    # succeeded even if the lease cannot be released, which then expires by itself.
     options: dict[str, Any] = {"strict": True, "lease_duration": LEASE, "raise_on_lease_renewal_failure": False}
     slots = contextlib.ExitStack()
     while True:

@@ -1,4 +1,4 @@
-"""How a stage is run, from its `meta:` in dvc.yaml: one file drives both tools."""
+"""A stage's run policy for Prefect (retries, timeout, resources), read from its `meta:` in dvc.yaml."""
 
 from typing import Annotated, Any
 
@@ -8,7 +8,7 @@ from breedline.errors import BreedlineError
 
 
 class Policy(BaseModel):
-    """The key `prefect` of a stage's `meta:`; DVC ignores all of it, and other keys are other tools'."""
+    """The key `prefect` of a stage's `meta:`. DVC ignores `meta:`, and its other keys belong to other tools."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -16,7 +16,7 @@ class Policy(BaseModel):
     retry_delay: Annotated[float, Field(strict=False)] = Field(default=0, ge=0)
     """Seconds before the next attempt."""
     retry_on: list[int] = []
-    """The exit codes after which another attempt may end better; 128 + n is the end by signal n."""
+    """The exit codes after which the stage is retried; 128 + n stands for signal n."""
     timeout: float | None = Field(default=None, gt=0)
     """Seconds after which an attempt is ended; its exit code is then 124, as of timeout(1)."""
     resources: list[str] = []

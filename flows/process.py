@@ -1,4 +1,4 @@
-"""One stage as a process: `dvc repro --single-item`, streamed line by line, and ended with this process."""
+"""Running one stage as a process: `dvc repro --single-item`, its output streamed line by line, ended with this process."""
 
 import io
 import os
@@ -30,7 +30,7 @@ ADVICE = re.compile(
     r"To track the changes with git, run:|git add .*|To enable auto staging, run:|dvc config core\.autostage true"
     r"|Use `dvc push` to send your updates to remote storage\."
 )
-"""What dvc tells people at a terminal after each stage."""
+"""Hints that dvc prints after each stage for people at a terminal."""
 EXITED = re.compile(r", exited with (-?\d+)$")
 
 
@@ -43,7 +43,7 @@ class Ended:
     code: int
     """The exit code: of the stage if it ran, else of dvc; 124 after a timeout, 128 + n after signal n."""
     said: list[str]
-    """The last lines of the stage, without dvc's own words about its end."""
+    """The last lines that the stage printed, without dvc's message about its failure."""
 
 
 class RunEnded(BreedlineError):
@@ -51,7 +51,7 @@ class RunEnded(BreedlineError):
 
 
 class Processes:
-    """Runs stages; when this is left, by whatever way, none of them is running any more."""
+    """Runs stages inside a `with` block; leaving the block, even by an exception, ends those still running."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
@@ -69,7 +69,7 @@ class Processes:
             self._end(process)
 
     def run(self, root: Path, stage: str, policy: Policy, say: Callable[[str], object], force: bool = False) -> Ended:
-        """Let dvc bring one stage up to date in the repository at `root`; `say` is given each line as it comes.
+        """Let dvc bring one stage up to date in the repository at `root`; `say` gets each line of output as it is printed.
 
         Raises:
             RunEnded: the `with` block has been left, so nothing may start any more.
@@ -105,7 +105,7 @@ class Processes:
         return Ended(Outcome.FAILED, code if code >= 0 else 128 - code, list(said))
 
     def dvc(self, root: Path, arguments: list[str], say: Callable[[str], object], timeout: float | None = None) -> int:
-        """The exit code of `dvc --wait-for-lock ARGUMENTS` in `root`; 124 if it had to be ended after `timeout` seconds."""
+        """Run `dvc --wait-for-lock ARGUMENTS` in `root`, and return its exit code: 124 if it timed out after `timeout` seconds."""
         process = self._start(["dvc", "--wait-for-lock", *arguments], root)
         late = threading.Timer(timeout or threading.TIMEOUT_MAX, self._end, [process])
         late.start()
@@ -120,7 +120,7 @@ class Processes:
         return code if in_time else TIMED_OUT
 
     def check_open(self) -> None:
-        """Raises RunEnded if the `with` block has been left."""
+        """Raise RunEnded if the `with` block has been left."""
         if not self.open:
             raise RunEnded("the run has ended, so no further stage starts")
 
@@ -139,14 +139,14 @@ class Processes:
         return process
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        """Ask the leash to end what it holds; once it has ended, this is nothing."""
+        """Ask the wrapper to end its command; a no-op once the process has exited."""
         with self._lock:
             self._running.discard(process)
         cast(IO[bytes], process.stdin).close()
 
 
 def _lines(stream: IO[bytes]) -> Iterator[str]:
-    """What is written, without colours and blanks; of a line that is drawn over and over, one now and then."""
+    """The lines of the stream without colours, and no empty ones; a progress bar that is redrawn gives one now and then."""
     shown = time.monotonic()
     with io.TextIOWrapper(stream, "utf-8", "replace", newline="") as lines:
         for line in lines:

@@ -1,4 +1,4 @@
-"""The unattended run: a private clone, the pipeline, the gate, and the result published as a transaction."""
+"""The unattended run: clone, pipeline, gate, and publishing as a transaction."""
 
 from collections import deque
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def retrain(
     force: list[str] | None = None,
     publish: bool = True,
 ) -> State[Any]:
-    """Run the pipeline on a clone, and publish what passes the gate: data to the DVC remote, then a commit.
+    """Run the pipeline in a private clone, and publish what passes the gate: data to the DVC remote, then a commit.
 
     Args:
         repository: what to clone: what the folder of this process was cloned from, or one that
@@ -80,14 +80,16 @@ def _override(root: Path, overrides: dict[str, Any]) -> None:
 
 
 def _pull(root: Path, processes: Processes) -> str:
-    """Fetch the outputs of the stages that need not run, as far as the remote has them and this machine has not."""
+    """Fetch the outputs of the stages that need not run, where the remote has them and the local cache does not."""
     stages = [step.stage for step in plan(root, pulled=True) if step.action is Action.RESTORE]
     if not stages or not has_remote(root):
         return "nothing to pull"
     try:
         _dvc(processes, root, "pull", "--allow-missing", *stages)
     except NetworkError:
-        if not missing(root, stored(root)):  # else the server is there, and what it has not got can be made again
+        if not missing(
+            root, stored(root)
+        ):  # the server answers; the objects it lacks are made again by running their stages
             raise
     return f"pulled what there is of {', '.join(stages)}"
 
@@ -128,7 +130,11 @@ def _dvc(processes: Processes, root: Path, *arguments: str) -> str:
 
 
 def _in_task(name: str, work: Callable[[], T]) -> T:
-    """Do `work` as a task, again if the network failed; an expected error is the task's message, and raised here."""
+    """Do `work` as a task, and return its result; the task is retried after a NetworkError.
+
+    Raises:
+        BreedlineError: what `work` raised last; the task has failed with the same message.
+    """
     results: list[T] = []
     errors: list[BaseException] = []
 

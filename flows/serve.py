@@ -1,6 +1,6 @@
-"""`breedline serve`: the deployments of prefect.yaml on this machine, until Ctrl-C.
+"""`breedline serve`: runs the deployments of prefect.yaml on this machine until Ctrl-C.
 
-Starts a Prefect server of its own where none is configured. Afterwards nothing is running and no schedule is due.
+It starts a Prefect server of its own where none is configured. After it ends, nothing is running and no schedule is active.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ SERVER_START = 120.0
 SILENCE = 120
 """Seconds without a heartbeat, of which there is one every 30 s, until a run counts as crashed."""
 LOOK_FOR_LOST = 10.0
-"""Seconds between looks for runs whose process is gone; the second look in a row marks them."""
+"""Seconds between looks for runs whose process is gone. The second look that misses it marks the run."""
 UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED, StateType.CANCELLING, StateType.PAUSED]
 
 
@@ -99,8 +99,8 @@ class Server:
 def running_server() -> Iterator[Server]:
     """The server that is configured (PREFECT_API_URL, or the profile), or one of our own, which ends with the block.
 
-    Ours listens on the loopback interface, where every web page that a browser on this machine shows could reach it.
-    Hence it answers only who knows a secret that is made anew each time, and of other origins' pages nobody.
+    Ours listens on the loopback interface, which any web page open in a browser on this machine can reach. So each
+    request needs a secret that is new for every serve, CORS admits no other origin, and CSRF protection is on.
 
     Raises:
         BreedlineError: ours does not start.
@@ -163,10 +163,10 @@ def _watch_over(server: Server, worker: Service, client: SyncPrefectClient) -> N
 
 
 def _mark_lost(client: SyncPrefectClient, worker_started: datetime, suspects: set[UUID]) -> set[UUID]:
-    """Mark the runs among `suspects` whose process is still gone; all whose process is gone now.
+    """Mark the runs that were among the suspects and still have no process; return the runs without one as new suspects.
 
-    A worker reports how its runs end. Who is killed along with them reports nothing. It takes two looks, as the worker
-    reports after the process has ended.
+    A worker that is killed together with its runs cannot report their end. One that lives reports it shortly after the
+    process has exited, hence the second look.
     """
     lost = [
         run
@@ -184,7 +184,7 @@ def _mark_lost(client: SyncPrefectClient, worker_started: datetime, suspects: se
 
 
 def _has_process(run: FlowRun, worker_started: datetime) -> bool:
-    """Whether the present worker has just taken the run, or the process in which it runs is alive."""
+    """Whether the process of the run is alive, or the present worker has yet to start it."""
     if run.state_type is StateType.PENDING or not run.infrastructure_pid:
         return run.state is not None and run.state.timestamp > worker_started
     try:
@@ -201,7 +201,7 @@ def _answers(url: str) -> bool:
 
 
 def _prepare(client: SyncPrefectClient) -> None:
-    """What runs need on a server: a work pool, the limit on the GPU, and somebody who notices runs that are no more."""
+    """Create what runs need on a server: a work pool, the limit on the GPU, and an automation that marks silent runs."""
     with contextlib.suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
     create_limit(client, "gpu")
@@ -228,7 +228,7 @@ def _prepare(client: SyncPrefectClient) -> None:
 
 
 def _declared() -> list[dict[str, Any]]:
-    """The deployments as prefect.yaml has them."""
+    """The deployments that prefect.yaml declares."""
     try:
         return YAML(typ="safe").load(DEPLOYMENTS)["deployments"]
     except FileNotFoundError:
@@ -237,7 +237,7 @@ def _declared() -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _deployed(client: SyncPrefectClient) -> Iterator[list[str]]:
-    """Register the deployments; afterwards their schedules are paused, and runs that had not ended are cancelled."""
+    """Register the deployments; leaving the block pauses their schedules and cancels their unfinished runs."""
     done = subprocess.run(["prefect", "--no-prompt", "deploy", "--all"], capture_output=True, text=True)
     if done.returncode:
         raise BreedlineError(f"prefect deploy: {done.stdout[-2000:]}{done.stderr[-2000:]}")

@@ -1,4 +1,4 @@
-"""A program that is kept running: started again when it ends, after pauses that grow, until it fails too often."""
+"""A program that is kept running: restarted whenever it exits, with exponential back-off and a limit on failures."""
 
 import contextlib
 import time
@@ -12,9 +12,9 @@ from breedline.errors import BreedlineError
 from flows.leash import leashed
 
 FAILURES = 5
-"""Failures in a row after which a program is given up."""
+"""Exits in a row after which the program is not restarted any more."""
 STEADY = 60.0
-"""Seconds that a program must run for its next failure to count as the first of a row."""
+"""A program that ran for this many seconds has recovered: its next exit is the first of a row."""
 
 
 class Service:
@@ -47,7 +47,7 @@ class Service:
         return code
 
     def keep_running(self) -> None:
-        """Start the program again if it has ended.
+        """Restart the program if it has exited, after a pause that doubles with each exit in a row.
 
         Raises:
             BreedlineError: it has ended too many times in a row.
