@@ -3,19 +3,25 @@
 import bz2
 import gzip
 import hashlib
+import http.server
 import io
+import json
 import lzma
+import os
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zstandard
 from PIL import Image
+from ruamel.yaml import YAML
 
 from breedline.errors import BreedlineError
 from breedline.params import Download, Params, Source
@@ -143,6 +149,33 @@ def test_nothing_but_the_outputs_appears(run: Run, tmp_path: Path) -> None:
         "pets.tgz",
         *(f"work/raw/{name}" for name in ("00-00000.tar", "01-00000.tar", INDEX)),
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("found", [True, False])
+def test_a_secret_of_a_url_is_written_nowhere(found: bool, tmp_path: Path) -> None:
+    """The stage as dvc runs it, in a checkout of which only params.yaml holds the secret."""
+    files = tmp_path / "served"
+    files.mkdir()
+    if found:
+        packed_as("gz", files / "pets.tgz")
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(files))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        url = f"http://user:s3cret@127.0.0.1:{server.server_port}/pets.tgz?token=s3cret"
+        settings = YAML(typ="safe").load(ROOT / "params.yaml")
+        settings["download"]["sources"] = [{"url": url}]
+        Path("params.yaml").write_text(json.dumps(settings))
+        command = [sys.executable, "-m", "stages.download", "--raw", "raw"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
+        done = subprocess.run(command, env=environment, text=True, capture_output=True)
+        server.shutdown()
+    assert done.returncode == (0 if found else 1)
+    assert f"http://127.0.0.1:{server.server_port}/pets.tgz?…" in done.stderr
+    assert "s3cret" not in done.stdout + done.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "params.yaml"]
+    assert written
+    assert not any("s3cret" in str(path) or b"s3cret" in path.read_bytes() for path in written)
 
 
 def test_the_light_stages_start_without_torch() -> None:
