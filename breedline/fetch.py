@@ -1,4 +1,4 @@
-"""Files from elsewhere into the per-machine download cache: verified, resumable, whole or absent."""
+"""Downloads into the per-machine cache: resumed after a failure, verified, and never left incomplete."""
 
 import errno
 import hashlib
@@ -28,26 +28,26 @@ log = logging.getLogger("breedline")
 logging.getLogger("httpx").setLevel(logging.WARNING)  # below, it logs every url whole, with its secrets
 HTTP = ("http://", "https://")
 SCHEMES = ("s3", "gs", "gcs", "az", "abfs", "memory")
-"""What else is read, by fsspec, which knows schemes that run programs, or read files here on another's behalf."""
+"""Further schemes, read through fsspec. Its other ones are refused: some run programs or read any local file."""
 FAILURES_IN_A_ROW = 5
-"""Attempts that get no further than the ones before, until a download is given up."""
+"""After so many attempts that receive no further byte a download is given up."""
 BACKOFF = 0.5
-"""Seconds before another attempt; doubled for each failure in a row."""
+"""Seconds to wait before the next attempt; doubled after each failure in a row."""
 HOPELESS = (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.TooManyRedirects)
-"""What asking again cannot mend."""
+"""Errors that another attempt cannot avoid."""
 
 
 def fetch(url: str, sha256: str | None, *, timeout: float, max_bytes: float) -> Path:
-    """The local copy of the file at `url`: a path as it is, anything else through the download cache.
+    """The file at `url` on the local disk: a local path as it is, anything else downloaded into the cache.
 
     Args:
-        sha256: what the file must hash to, or the beginning of it; a cached copy that does is used without asking the network.
-        timeout: seconds without a byte before a connection is given up.
+        sha256: the expected hash, or its first digits; a cached file with this hash is used without a request.
+        timeout: seconds without a byte after which a connection is dropped.
         max_bytes: a larger file is refused.
 
     Raises:
-        NetworkError: the server does not answer, or not whole, however often asked.
-        BreedlineError: no such file, too large, or another hash than `sha256` (both are named).
+        NetworkError: the server failed to deliver the whole file in several attempts.
+        BreedlineError: the file is missing, larger than `max_bytes`, or has another hash than `sha256`.
     """
     if "://" not in url or url.startswith("file://"):
         path = Path(url.removeprefix("file://")).expanduser()
@@ -85,7 +85,7 @@ def _check(path: Path, url: str, sha256: str | None) -> None:
 
 
 def _keep(part: Path, target: Path) -> None:
-    # in this order a note never speaks of another file, wherever a kill comes between
+    # in this order a note never describes another file, even after a kill between two of the steps
     _note(target).unlink(missing_ok=True)
     part.replace(target)
     if _note(part).is_file():
@@ -93,12 +93,12 @@ def _keep(part: Path, target: Path) -> None:
 
 
 def _note(file: Path) -> Path:
-    """Where it is written down which version of its URL's content `file` is."""
+    """The note beside `file` that records which version of the url's content it is."""
     return file.with_name(file.name + ".json")
 
 
 def name_of(url: str) -> str:
-    """The name of the file that `url` or a path leads to, without what a query adds."""
+    """The file name at the end of `url`, which may be a local path, without the query."""
     return Path(httpx.URL(url).path if url.startswith(HTTP) else url).name or "file"
 
 
@@ -127,7 +127,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @contextmanager
 def reaching(url: str, settings: str = "params.yaml") -> Iterator[None]:
-    """Around work on a file system: what it raises becomes one line, but for a full disk here.
+    """Turn what a file system raises within the block into a BreedlineError, except for a full local disk.
 
     Args:
         settings: the file that names the url.
@@ -148,7 +148,7 @@ def reaching(url: str, settings: str = "params.yaml") -> Iterator[None]:
 
 
 def _storage_errors() -> tuple[type[Exception], ...]:
-    """OSError, and what else the packages behind s3:// and gs:// raise; one that is not loaded cannot."""
+    """OSError, and the base errors of the packages behind s3:// and gs://, as far as these are imported."""
     bases = {"botocore.exceptions": "BotoCoreError", "google.auth.exceptions": "GoogleAuthError"}
     return OSError, *(getattr(sys.modules[module], name) for module, name in bases.items() if module in sys.modules)
 
@@ -179,54 +179,54 @@ def _refuse_above(url: str, size: float, max_bytes: float) -> None:
 
 
 class _Download:
-    """One file over HTTP: resumed where the server can (Range, If-Range), asked for again only if it changed."""
+    """One file over HTTP: resumed where the server supports it (Range, If-Range), sent again only if it has changed."""
 
     def __init__(self, url: str, target: Path, timeout: float, max_bytes: float, cached: bool) -> None:
         self.url, self.target, self.max_bytes, self.cached = url, target, max_bytes, cached
         self.part = target.with_suffix(".part")
-        headers = {"Accept-Encoding": "identity"}  # the archive's own bytes, so that ranges and hashes mean them
+        headers = {"Accept-Encoding": "identity"}  # so that ranges and hashes refer to the bytes of the file itself
         self.client = httpx.Client(timeout=timeout, headers=headers, follow_redirects=True)
 
     def run(self) -> Path:
-        """Where the whole file is: the part, or the target if that is still what the server has."""
-        furthest, failures = self._had(), 0
+        """Download the file; the path of the complete part, or the target's if the server has no other version."""
+        most_received, failures = self._received(), 0
         with self.client:
             while True:
                 try:
-                    return self._attempt(self._had())
+                    return self._attempt(self._received())
                 except httpx.InvalidURL as error:  # which may quote a part of the password
                     raise BreedlineError(f"{self.url} is not a valid url: mend it in params.yaml") from error
                 except HOPELESS as error:
                     raise BreedlineError(f"{self.url}: {error}: mend the url in params.yaml") from error
                 except (httpx.TransportError, _TryAgain) as error:
-                    # further than ever: a server that starts anew each time must not keep us for ever
-                    failures = 0 if self._had() > furthest else failures + 1
-                    furthest = max(furthest, self._had())
+                    # only a new maximum is progress: a server that restarts the file each time would keep us trying for ever
+                    failures = 0 if self._received() > most_received else failures + 1
+                    most_received = max(most_received, self._received())
                     why = str(error) or type(error).__name__
                     if failures == FAILURES_IN_A_ROW:
                         raise NetworkError(
-                            f"{self.url}: {why} ({failures} times in a row): what has arrived is kept; try again later"
+                            f"{self.url}: {why} ({failures} times in a row): the part that arrived is kept; try again later"
                         ) from error
                     log.info("%s: %s; trying again", redacted(self.url), redacted(why))
                     time.sleep(BACKOFF * 2**failures)
 
-    def _had(self) -> int:
+    def _received(self) -> int:
         return self.part.stat().st_size if self.part.is_file() else 0
 
-    def _attempt(self, had: int) -> Path:
-        begun, known = _version_of(self.part), _version_of(self.target).validator if self.cached else ""
-        resume = had > 0 and begun.size is not None and begun.names_these_bytes
-        asked = {}
+    def _attempt(self, received: int) -> Path:
+        partial, known = _version_of(self.part), _version_of(self.target).validator if self.cached else ""
+        resume = received > 0 and partial.size is not None and partial.names_these_bytes
+        conditions = {}
         if resume:
-            asked = {"Range": f"bytes={had}-", "If-Range": begun.validator}
+            conditions = {"Range": f"bytes={received}-", "If-Range": partial.validator}
         elif known:
-            asked = {"If-None-Match" if '"' in known else "If-Modified-Since": known}
-        with self.client.stream("GET", self.url, headers=asked) as answer:
+            conditions = {"If-None-Match" if '"' in known else "If-Modified-Since": known}
+        with self.client.stream("GET", self.url, headers=conditions) as answer:
             status = answer.status_code
             if status == httpx.codes.NOT_MODIFIED and known and not resume:
                 return self.target
             if status in (httpx.codes.PARTIAL_CONTENT, httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE) and resume:
-                self._receive_rest(answer, had, begun)
+                self._receive_rest(answer, received, partial)
                 return self.part
             if status in (408, 425, 429) or status >= 500:
                 raise _TryAgain(_answered(answer))
@@ -236,52 +236,52 @@ class _Download:
             self._receive(answer, 0, int(length) if length else None)
         return self.part
 
-    def _receive_rest(self, answer: httpx.Response, had: int, begun: "_Version") -> None:
-        whole = had == begun.size  # killed between the last byte and the check of the hash
-        span = rf"bytes \*/{had}" if whole else rf"bytes {had}-\d+/{begun.size}"
+    def _receive_rest(self, answer: httpx.Response, received: int, partial: "_Version") -> None:
+        complete = received == partial.size  # a kill came between the last byte and the check of the hash
+        span = rf"bytes \*/{received}" if complete else rf"bytes {received}-\d+/{partial.size}"
         if (
-            whole != (answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE)
+            complete != (answer.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE)
             or not re.fullmatch(span, answer.headers.get("Content-Range", ""))
-            or _validator(answer) not in ("", begun.validator)
+            or _validator(answer) not in ("", partial.validator)
         ):
             self.part.unlink()
-            raise _TryAgain("the server does not have the rest of what had arrived")
-        if not whole:
-            self._receive(answer, had, begun.size)
+            raise _TryAgain("the server no longer has the file that was partly received")
+        if not complete:
+            self._receive(answer, received, partial.size)
 
-    def _receive(self, answer: httpx.Response, had: int, total: int | None) -> None:
+    def _receive(self, answer: httpx.Response, received: int, total: int | None) -> None:
         _refuse_above(self.url, total or 0, self.max_bytes)
-        size = had
+        size = received
         name = f"download {name_of(redacted(self.url))}"
-        with self.part.open("ab" if had else "wb") as file, progress(name, total, in_bytes=True) as advance:
-            if not had:  # after the old bytes are gone, before the new ones come: the note is about what is there
+        with self.part.open("ab" if received else "wb") as file, progress(name, total, in_bytes=True) as advance:
+            if not received:  # opening has emptied the file, so the note never describes older bytes
                 write_json(
                     {"url": redacted(self.url), "validator": _validator(answer), "size": total}, _note(self.part)
                 )
-            advance(had)
+            advance(received)
             for chunk in answer.iter_raw():
                 file.write(chunk)
                 advance(len(chunk))
                 size += len(chunk)
                 _refuse_above(self.url, size, self.max_bytes)
         if total is not None and size != total:
-            raise _TryAgain(f"{size} of {total} bytes arrived")
+            raise _TryAgain(f"only {size} of {total} bytes arrived")
 
 
 def _answered(answer: httpx.Response) -> str:
-    """The status and the standard's words for it: the server's own may be anything, the url's secrets among it."""
+    """The status with its standard phrase: the one that the server sent is not trusted, and may repeat the url's secrets."""
     return f"the server answered {answer.status_code} {httpx.codes.get_reason_phrase(answer.status_code)}".rstrip()
 
 
 class _Version(NamedTuple):
-    """What tells one content of a URL from any other: the server's own word for it (or ""), and the size in bytes."""
+    """The version of a url's content: the server's validator (ETag or Last-Modified, or ""), and the size in bytes."""
 
     validator: str
     size: int | None
 
     @property
     def names_these_bytes(self) -> bool:
-        """Whether equal versions mean equal bytes: a weak ETag is for what only looks the same."""
+        """Whether equal versions have equal bytes, which a weak ETag (W/…) does not promise."""
         return self.validator != "" and not self.validator.startswith("W/")
 
 
@@ -298,4 +298,4 @@ def _validator(answer: httpx.Response) -> str:
 
 
 class _TryAgain(Exception):
-    """An answer that may be better the next time."""
+    """A failure that another attempt may avoid."""

@@ -1,4 +1,4 @@
-"""Sources: digits, folders and archives, here or elsewhere, as one stream of files. Nothing is extracted to disk."""
+"""Sources as a stream of files: the embedded digits, folders and archives, local or remote. Nothing is extracted to disk."""
 
 import bz2
 import errno
@@ -24,7 +24,7 @@ from breedline.formats import sniff
 from breedline.params import Download, Source
 
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, ValueError)
-"""What the archive readers raise on bytes that are not what they should be; gzip and bz2 an OSError without errno."""
+"""What the archive readers raise on damaged bytes. gzip and bz2 raise an OSError without errno as well."""
 TABLES = {".csv", ".tsv", ".txt"}
 EXTENDED = {
     tarfile.XHDTYPE,
@@ -33,16 +33,16 @@ EXTENDED = {
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 }
-"""Types of the headers that only say more about the file after them."""
+"""Types of the headers that only extend the header of the file after them."""
 MAX_EXTENDED = 1_000_000
-"""Bytes of all the extended headers of one file."""
+"""Most bytes that all extended headers of one file may have together."""
 EVERYTHING = ["*"]
 HIDDEN = ["__MACOSX/*", ".*", "*/.*"]
 """What a source leaves out unless it says otherwise."""
 
 
 class Member(NamedTuple):
-    """A file of a source: its path there, its size in bytes, and its content, to be read before the next one's."""
+    """A file of a source: its path in the source, its size in bytes, and its content, valid until the next member is asked for."""
 
     name: str
     size: int
@@ -50,10 +50,11 @@ class Member(NamedTuple):
 
 
 def members(source: Source, params: Download) -> Iterator[Member]:
-    """The files of `source` that its globs let through, in the source's order (a folder's: sorted).
+    """The files of `source` that include and exclude select, in the archive's order; those of a folder sorted by path.
 
     Raises:
-        BreedlineError: no such source, wrong hash, not an archive, truncated, over one of the caps, nothing included.
+        BreedlineError: the source is missing, has another hash, is damaged or not an archive, exceeds a limit of `params`,
+            or has no file that is selected.
         NetworkError: as `breedline.fetch.fetch`.
     """
     caps = _Caps(source.url, params)
@@ -62,7 +63,7 @@ def members(source: Source, params: Download) -> Iterator[Member]:
         caps.count(member.size)
         name = _clean(member.name)
         if not name:
-            raise BreedlineError(f"{source.url} has a file that is called {member.name!r}: pack it again, with names")
+            raise BreedlineError(f"{source.url} has a file named {member.name!r}: pack it again, with proper names")
         first = first or name
         if _matches(name, source.include, EVERYTHING) and not _matches(name, source.exclude, HIDDEN):
             found = True
@@ -70,7 +71,7 @@ def members(source: Source, params: Download) -> Iterator[Member]:
     if not found:
         hint = f"its first file is {first}" if first else "it holds no files at all"
         raise BreedlineError(
-            f"{source.url} has no file that include and exclude let through: mend these or the url in params.yaml; {hint}"
+            f"{source.url} has no file that include and exclude select: mend these or the url in params.yaml; {hint}"
         )
 
 
@@ -79,14 +80,14 @@ def _matches(name: str, globs: list[str] | None, default: list[str]) -> bool:
 
 
 def _clean(name: str) -> str:
-    """`name` as a relative path that stays inside, and as text that UTF-8 and a table can hold."""
+    """`name` as a relative path without `..`, in valid UTF-8 and without control characters."""
     parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part.strip("/") not in ("", "..")]
     text = "/".join(parts).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return re.sub(r"[\x00-\x1f\x7f]", "\ufffd", text)
 
 
 class _Caps:
-    """The limits on one source; an archive can promise little and unpack to anything."""
+    """The limits on one source, checked while it is unpacked: what an archive declares cannot be trusted."""
 
     def __init__(self, url: str, params: Download) -> None:
         self.url, self.files, self.bytes = url, 0, 0
@@ -106,7 +107,7 @@ class _Caps:
             raise BreedlineError(
                 f"{self.url} has over {self.max_bytes / 1e9:g} GB: raise download.max_total_gb if that is right"
             )
-        # a few MB of padding and headers say nothing
+        # below 16 MB the padding and headers of a small archive dominate
         if self.packed and size > max(self.packed * self.max_ratio, 2**24):
             raise BreedlineError(
                 f"{self.url} unpacks to over {self.max_ratio:g} times its size: raise download.max_ratio if that is right"
@@ -152,14 +153,14 @@ def _folder(fs: Any, path: str, url: str) -> Iterator[Member]:
 
 
 def _listing(fs: Any, path: str) -> Iterator[dict[str, Any]]:
-    """The files below `path`. fsspec's own `find` would pass over a folder that it may not enter."""
+    """The files below `path`. Unlike fsspec's `find`, it raises PermissionError for a folder that cannot be entered."""
     for info in fs.ls(path, detail=True):
         name = info["name"]
         if info["type"] == "directory" and name.rstrip("/") != path.rstrip("/"):
             yield from _listing(fs, name)
         elif name.endswith("/"):
-            continue  # what stands for a folder in a bucket
-        elif info["type"] == "file" or fs.isfile(name):  # not a pipe, nor a link to no file
+            continue  # the marker of a folder in a bucket
+        elif info["type"] == "file" or fs.isfile(name):  # neither a pipe nor a dangling link
             yield info
 
 
@@ -180,7 +181,7 @@ def _archive(path: Path, url: str, caps: _Caps) -> Iterator[Member]:
             yield from _tar(opener(file) if opener else file, url, caps)
         elif head.startswith((b"PK\3\4", b"PK\5\6")):
             yield from _zip(file, url)
-        elif sniff(head[:32]) or Path(name_of(url)).suffix in TABLES:  # one picture, or a table that goes with others
+        elif sniff(head[:32]) or Path(name_of(url)).suffix in TABLES:  # a single image, or a table of labels
             yield Member(name_of(url), path.stat().st_size, file)
         else:
             raise BreedlineError(
@@ -190,23 +191,23 @@ def _archive(path: Path, url: str, caps: _Caps) -> Iterator[Member]:
 
 
 def _tar(stream: IO[bytes], url: str, caps: _Caps) -> Iterator[Member]:
-    # r| reads forward only: a header cannot send the reader back, and nothing but the current file is held
+    # r| reads forward only: no header can make it seek back, and only the current file is buffered
     unpacked = _Guard(stream, url, caps)
     with _one_line(url), _Tar.open(fileobj=unpacked, mode="r|", encoding="utf-8") as tar:  # type: ignore[call-overload]
         while info := tar.next():
-            tar.members.clear()  # it would remember every one of them, and what global headers say
+            tar.members.clear()  # tarfile would keep every member, and the contents of all global headers
             tar.pax_headers.clear()
             if info.size < 0 or tar.offset <= info.offset:
                 raise tarfile.ReadError("a negative size")
             if info.isreg():
                 yield Member(info.name, info.size, _Guard(tar.extractfile(info), url, size=info.size))  # type: ignore[arg-type]
-        while rest := tar.fileobj.read(2**20):  # to the very end, where gzip and others keep their checksum
+        while rest := tar.fileobj.read(2**20):  # to the end of the stream, where gzip and others have their checksum
             if rest.strip(b"\0"):
                 raise tarfile.ReadError("more data after the end-of-archive mark")
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header that refuses what tarfile would read without bound, or take for the end of the archive."""
+    """A tar header. Where tarfile would read without bound, or take damage for the end of the archive, it raises ReadError."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
@@ -218,24 +219,25 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
     def _proc_member(self, tar: "_Tar") -> tarfile.TarInfo:
-        """What tarfile calls for each header, to let it read what belongs to it."""
-        tar.extended = tar.extended + self.size if self.type in EXTENDED else 0
-        if tar.extended > MAX_EXTENDED:
+        """tarfile's hook for every header, called before the header's payload is read."""
+        tar.extended_bytes = tar.extended_bytes + self.size if self.type in EXTENDED else 0
+        if tar.extended_bytes > MAX_EXTENDED:
             raise tarfile.ReadError(f"extended headers of over {MAX_EXTENDED / 1e6:g} MB")
         return super()._proc_member(tar)  # type: ignore[misc]
 
     def _refuse_sparse(self, *_: object) -> None:
-        """Instead of reading the map of a sparse file, which may be as long as the archive."""
-        raise tarfile.ReadError("a sparse file, which no image is")
+        """Replace the readers of a sparse file's map, whose length is not bounded."""
+        raise tarfile.ReadError("a sparse file; leave out --sparse")
 
     _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
 
 
 class _Tar(tarfile.TarFile):
-    """A tar whose extended headers (long names, PAX) are bounded; tarfile holds those of one file all at once."""
+    """A tar archive that bounds the extended headers (long names, PAX) of a file, since tarfile reads them whole."""
 
     tarinfo = _Header
-    extended = 0
+    extended_bytes = 0
+    """Of the extended headers since the last file."""
 
 
 def _zip(file: IO[bytes], url: str) -> Iterator[Member]:
@@ -253,34 +255,38 @@ def _one_line(url: str) -> Iterator[None]:
         yield
     except BROKEN as error:
         raise _damaged(url, error) from error
-    except RuntimeError as error:  # zipfile's word for a password, and for an odd compression
+    except RuntimeError as error:  # zipfile: encrypted, or an unsupported compression
         raise BreedlineError(f"{url} cannot be read ({error}): pack it again as a plain zip or tar") from error
     except OSError as error:
         if type(error) not in (OSError, gzip.BadGzipFile) or error.errno not in (None, errno.EINVAL):
-            raise  # not the bytes' fault; EINVAL is a seek to before the start
+            raise  # not a damaged archive; EINVAL is a seek to before the start
         raise _damaged(url, error) from error
 
 
 def _damaged(url: str, error: Exception) -> BreedlineError:
-    return BreedlineError(f"{url} is no whole archive ({error}): fetch it again, and pin its sha256")
+    return BreedlineError(f"{url} is damaged or incomplete ({error}): fetch it again, and pin its sha256")
 
 
 class _Guard:
-    """A file whose broken bytes are the user's error, whose length is as promised, and which the caps watch."""
+    """A file whose damage, missing bytes and excess over `caps` raise BreedlineError.
+
+    Args:
+        size: the bytes that the source declares; reading fewer is damage. 0 where nothing is declared.
+    """
 
     def __init__(self, file: IO[bytes], url: str, caps: _Caps | None = None, size: int = 0) -> None:
         self.file, self.url, self.caps, self.size = file, url, caps, size
-        self.total, self.ends = 0, 0
+        self.total, self.empty_reads = 0, 0
 
     def read(self, size: int = -1) -> bytes:
         with reaching(self.url), _one_line(self.url):
             data = self.file.read(size)
         self.total += len(data)
-        self.ends += not data
+        self.empty_reads += not data
         if self.caps:
             self.caps.check(self.total)
         short = (size < 0 or len(data) < size) and self.total < self.size
-        # after the end tarfile would ask on and on for what a header promised
-        if short or self.ends > 2:
+        # at the end of the stream tarfile would keep asking for what a header declares
+        if short or self.empty_reads > 2:
             raise _damaged(self.url, EOFError("it ends too soon"))
         return data

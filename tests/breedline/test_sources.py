@@ -112,7 +112,7 @@ def found(path: Path, params: Download) -> dict[str, bytes] | None:
     """What there is to read, or None if the source is refused."""
     with contextlib.suppress(BreedlineError):
         return read(path, params)
-    refuses(path, params, "no whole archive|is no tar")
+    refuses(path, params, "damaged or incomplete|is no tar")
     return None
 
 
@@ -166,7 +166,7 @@ def test_a_hole_in_the_middle_is_no_end_of_archive(make: Make, params: Download)
 
 def test_an_archive_without_its_end_mark_is_refused(make: Make, params: Download) -> None:
     whole = packed("tar", FILES).rstrip(b"\0")
-    refuses(make(whole + bytes(-len(whole) % 512)), params, "no whole archive")
+    refuses(make(whole + bytes(-len(whole) % 512)), params, "damaged or incomplete")
 
 
 @pytest.mark.parametrize(
@@ -174,14 +174,14 @@ def test_an_archive_without_its_end_mark_is_refused(make: Make, params: Download
     [
         (b"<!DOCTYPE html><html>", "no tar.*<!DOCTYPE"),
         (b"", "no tar"),
-        (gzip.compress(b"name,label\n"), "no whole archive"),
-        (gzip.compress(b""), "no whole archive"),
+        (gzip.compress(b"name,label\n"), "damaged or incomplete"),
+        (gzip.compress(b""), "damaged or incomplete"),
         (b"Rar!\x1a\x07\x01\0", "no tar.*Rar!"),
         (tar_of(), "no tar"),
         (gzip.compress(tar_of()), "no files at all"),
         (zip_of(), "no files at all"),
-        (tar_of((tarfile.TarInfo(".."), b"x")), r"a file that is called '\.\.'"),
-        (zip_of((zipfile.ZipInfo("a"), b"x"))[:-6] + b"\xff\xff\0\0\0\0", "no whole archive"),
+        (tar_of((tarfile.TarInfo(".."), b"x")), r"a file named '\.\.'"),
+        (zip_of((zipfile.ZipInfo("a"), b"x"))[:-6] + b"\xff\xff\0\0\0\0", "damaged or incomplete"),
     ],
     ids=[
         "html",
