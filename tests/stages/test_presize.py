@@ -157,6 +157,20 @@ def test_a_grown_data_set_costs_only_its_new_images(
     assert run() == grown
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_tampered_index_overwrites_nothing_outside(absolute: bool) -> None:
+    write_raw(SECOND)
+    canary = Path("canary.tar").absolute()
+    shutil.copy("raw/00-00000.tar", canary)  # so that the volume it names can be read
+    before = sha256_of(canary)
+    index = read_csv(Path("raw/index.csv"), COLUMNS)
+    write_index(index.assign(shard=str(canary) if absolute else "../canary.tar"), Path("raw"))
+    with pytest.raises(BreedlineError, match="is no volume of a shard set"):
+        run()
+    assert sha256_of(canary) == before
+    assert not Path("presized").exists()
+
+
 @pytest.mark.parametrize("name", ["*.tar", "*.csv"])
 def test_a_lost_cache_entry_changes_nothing(tmp_path: Path, name: str) -> None:
     write_raw(FIRST)
