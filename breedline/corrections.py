@@ -1,6 +1,7 @@
 """data/corrections.csv: what people have decided about single images."""
 
-import csv
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ from breedline.errors import BreedlineError
 from breedline.tables import read_csv
 
 CORRECTION = ["name", "sha256", "action", "label", "reason"]
+LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 def read_corrections(corrections: Path) -> pd.DataFrame:
@@ -17,7 +19,9 @@ def read_corrections(corrections: Path) -> pd.DataFrame:
     Raises:
         BreedlineError: a line makes no sense, or two are about the same image.
     """
-    table = read_csv(corrections, CORRECTION).set_axis(_line_numbers(corrections))
+    table = read_csv(corrections, CORRECTION)
+    records = [list(table), *table.itertuples(index=False)]
+    table = table.set_axis(list(_line_numbers(corrections.read_text("utf-8-sig"), records))[1:])
     table["sha256"] = table["sha256"].str.strip().str.lower()
     for number, action, label in zip(table.index, table["action"], table["label"], strict=True):
         if action not in ("relabel", "drop") or (action == "relabel") != bool(label):
@@ -27,12 +31,16 @@ def read_corrections(corrections: Path) -> pd.DataFrame:
             )
     twice = table.loc[table["sha256"].duplicated(), "name"].head(3).tolist()
     if twice:
-        raise BreedlineError(f"{corrections} decides more than once on {twice}: leave one line for each")
+        raise BreedlineError(f"{corrections} has more than one decision on {twice}: leave one line for each")
     return table
 
 
-def _line_numbers(table: Path) -> list[int]:
-    """The line on which each record of a CSV table ends; blank lines are none."""
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        return [reader.line_num for row in reader if "".join(row).strip() or len(row) > 1][1:]
+def _line_numbers(text: str, records: Iterable[Iterable[str]]) -> Iterator[int]:
+    """The number, from 1, of the line on which each record of a CSV table begins: some span lines, and blank ones are none."""
+    lines = LINE_END.split(text)
+    line = 0
+    for cells in records:
+        while line < len(lines) and not lines[line].strip():
+            line += 1
+        yield line + 1
+        line += 1 + sum(len(LINE_END.findall(cell)) for cell in cells)

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, their hashes, and the folder that outlives a run."""
+"""Files that are written completely or not at all, hashes of files, and the cache folder that outlives a run."""
 
 import hashlib
 import os
@@ -13,26 +13,26 @@ from breedline.errors import BreedlineError
 
 
 def cache_dir(name: str) -> Path:
-    """The folder `name` of this machine's cache ($BREEDLINE_CACHE, else the user's). Safe to delete at any time.
+    """The folder `name` in $BREEDLINE_CACHE, or else in the user's cache folder. It may be deleted at any time.
 
     Raises:
-        BreedlineError: there is a file in its place.
+        BreedlineError: it cannot be a folder, because a file has its name.
     """
     root = os.environ.get("BREEDLINE_CACHE") or platformdirs.user_cache_dir("breedline")
     try:
         folder = Path(root).expanduser() / name
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, RuntimeError) as error:  # the last: of expanduser, no such user
+    except (FileExistsError, NotADirectoryError, RuntimeError) as error:  # RuntimeError: no home
         raise BreedlineError(f"BREEDLINE_CACHE is {root}, which is no folder ({error}): set it to a folder") from error
     return folder
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; the file takes the place of `path` only when the block ends without an error.
+    """A path to write to, beside `path`; its file replaces `path` when the block ends without an error.
 
-    The temporary name is always the same, so that what a killed run left behind is removed by the next one. Processes
-    that may write the same file at the same time need a lock.
+    It always has the same name, so that the next run removes what a killed one left behind. Processes that may write the
+    same file at the same time need a lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _partial(path)
@@ -46,7 +46,10 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `path` only when the block ends without an error; as `new_file`."""
+    """An empty folder to write to, beside `path`, which it replaces when the block ends without an error.
+
+    It always has the same name, as the file of `new_file` has.
+    """
     temporary, old = _partial(path), path.with_name(f".{path.name}.old")
     _remove(temporary, old)
     temporary.mkdir(parents=True)
@@ -75,7 +78,7 @@ def sha256_of(path: Path) -> str:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give `target` the bytes of `source`: for free where both are on one file system."""
+    """Make `target` a hard link to `source`, or a copy if they are on different file systems."""
     try:
         os.link(source, target)
     except OSError:
@@ -83,6 +86,6 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def fingerprint(paths: Iterable[Path]) -> dict[str, tuple[int, int, int]]:
-    """(inode, size, time of change) of every file at or below `paths`: tells whether one was touched."""
+    """Inode, size and modification time (ns) of every file at or below `paths`, to see whether one was changed."""
     files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
     return {str(file): (s.st_ino, s.st_size, s.st_mtime_ns) for file in files for s in [file.stat()]}

@@ -1,9 +1,9 @@
-"""The presized shard set, and the per-machine cache that makes it cheap to make again.
+"""The presized shard set, and the per-machine cache that spares decoding an image twice.
 
-Each raw volume gives one presized volume. The cache keeps presized volumes beside a table of what they hold, under
-the hash of everything that decides their bytes: a volume whose images are all as before is linked, not made; in a
-new volume, an image that any cached one holds is copied; only the rest is decoded. Since a finished volume goes to
-the cache at once, a killed run loses no more than the volume it was working on.
+Each raw volume gives one presized volume. The cache keeps presized volumes, each beside a table of its images, under the
+hash of everything that decides their bytes. A volume of the same images as before is linked from the cache; for any other
+volume, images that the cache has are copied, and only the rest is decoded. Each volume goes to the cache as soon as it is
+finished, so a killed run loses only the one that it was working on.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ from breedline.shards import INTEGERS, PRESIZED_COLUMNS, Volume, lies_within, re
 from breedline.tables import read_csv, write_csv
 
 PART_COLUMNS = [*PRESIZED_COLUMNS, "rejected"]
-"""The table of a cached volume lists the rejects, too: size 0, and the reason."""
+"""The table of a cached volume also lists the rejected images, with size 0 and the reason."""
 Row = dict[str, Any]
 UNUSED_DAYS = 30
 MAX_BYTES = 3 * MAX_PIXELS + 2**20
-"""A larger file is rejected unread: it is more than MAX_PIXELS take uncompressed, as RGB, and their metadata."""
+"""A larger file is rejected unread. MAX_PIXELS as uncompressed RGB take less, with up to a MiB of metadata."""
 
 
 class PresizedVolume(NamedTuple):
@@ -43,10 +43,10 @@ class PresizedVolume(NamedTuple):
 
 
 class Presizer:
-    """Makes presized volumes for one setting, on all cores, with the help of the cache."""
+    """Makes presized volumes with the same settings, on all cores, and reuses what the cache has."""
 
     def __init__(self, params: Presize, workers: int) -> None:
-        """`workers` as joblib counts: -1 for every core. The bytes do not depend on it."""
+        """`workers` is joblib's n_jobs: -1 for one on each core. The bytes do not depend on it."""
         self.params, self.workers = params, workers
         settings = repr((VERSION, DECODER, params.model_dump()))
         self.cache = cache_dir("presize") / _hash(settings)
@@ -56,13 +56,15 @@ class Presizer:
         self._known: pd.DataFrame | None = None
 
     def volume(self, raw: Path, rows: pd.DataFrame, target: Path, advance: Callable[[int], None]) -> PresizedVolume:
-        """Presize the images of the volume `raw` that `rows` names (name, offset, size, sha256) into `target`."""
+        """Presize those images of the volume `raw` that `rows` lists (name, offset, size, sha256) into `target`."""
         key = _hash("\n".join(itertools.chain(rows["name"], rows["sha256"])))
         volume, part = self.cache / f"{key}.tar", self.cache / f"{key}.csv"
-        known = _whole(volume, part, rows)
+        known = _table_for(rows, volume, part)
         if known is not None:
             link_or_copy(volume, target)
-            os.utime(part)  # not the volume, which other working folders may have linked, and DVC would hash anew
+            os.utime(
+                part
+            )  # marks both as used; the volume may be linked to a working folder, where DVC would hash it anew
             advance(len(rows))
             return PresizedVolume(known.assign(shard=target.name), len(rows))
         table, cached = self._make(raw, rows, target, advance)
@@ -74,9 +76,9 @@ class Presizer:
         return PresizedVolume(table, cached)
 
     def prune(self) -> None:
-        """Remove what no run has used for `UNUSED_DAYS` (its table has that age), and what a killed run left behind."""
+        """Remove volumes that no run has used for `UNUSED_DAYS` (the age of their table), and what killed runs left behind."""
         oldest = time.time() - UNUSED_DAYS * 86400
-        with self._writing:  # so nothing that is incomplete now will be completed
+        with self._writing:  # so what is incomplete now was left by a killed run
             for file in self.cache.parent.glob("*/*"):
                 volume, part = file.with_suffix(".tar"), file.with_suffix(".csv")
                 with contextlib.suppress(FileNotFoundError):  # a cache may be deleted at any time
@@ -110,8 +112,8 @@ class Presizer:
         return pd.concat([pd.DataFrame(columns=PART_COLUMNS), *tables]).drop_duplicates("origin")
 
 
-def _whole(volume: Path, part: Path, rows: pd.DataFrame) -> pd.DataFrame | None:
-    """The table of a cached volume, or None where that cannot be used or is not about `rows`."""
+def _table_for(rows: pd.DataFrame, volume: Path, part: Path) -> pd.DataFrame | None:
+    """The table of a cached volume, or None if it cannot be used or has other images than `rows`."""
     table = _read_part(volume, part)
     if table is None or table["name"].tolist() != rows["name"].tolist():
         return None
@@ -119,7 +121,7 @@ def _whole(volume: Path, part: Path, rows: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def _read_part(volume: Path, part: Path) -> pd.DataFrame | None:
-    """The table of a cached volume, or None where one of the two is missing or damaged, or the volume is newer."""
+    """The table of a cached volume, or None if one of the two files is missing or damaged, or the volume is newer."""
     try:
         found = volume.stat()
         if found.st_mtime_ns > part.stat().st_mtime_ns:
@@ -132,9 +134,9 @@ def _read_part(volume: Path, part: Path) -> pd.DataFrame | None:
 
 
 def _image(raw: Path, row: Row, cache: Path, known: Row | None, params: Presize) -> tuple[Presized | str, bool]:
-    """The presized image, or why there is none; and whether the cache had it.
+    """The presized image, or the reason why there is none; and whether it came from the cache.
 
-    The file is read here, in the worker, so that waiting tasks hold no image.
+    Reading happens in the worker, so that tasks in the queue hold no image in memory.
     """
     if known and (found := _from_cache(cache, known)):
         return found, True

@@ -2,8 +2,8 @@
 
 DVC pays about a millisecond for each file and each operation, so images travel in volumes. A volume is an ordinary,
 deterministic tar (`tar xf data/raw/*.tar` gets the files back); `index.csv` says where each image lies, so reading one
-is a single positioned read: no tar parsing, nothing extracted, any order, any thread. The index is written last: a
-folder that has one is whole.
+is a single positioned read: no tar parsing, no extraction, in any order, from any thread. The index is written last: a
+folder that has one is complete.
 """
 
 import hashlib
@@ -23,15 +23,15 @@ from breedline.tables import read_csv, write_csv
 
 INDEX = "index.csv"
 VOLUME_NAME = re.compile(r"[0-9]{2,6}-[0-9]{5,9}\.tar")
-"""What `pack` calls its volumes. No other name in an index is opened or written: it could lead out of the folder."""
+"""The names that `pack` gives to volumes. Any other in an index is refused, since it could lead out of the folder."""
 LEADS_OUT = re.compile(r"^/|(^|/)\.\.(/|$)")
-"""A file name that `tar xf` would put outside of where it unpacks."""
+"""A file name that leads out of the folder into which a tar is unpacked."""
 VOLUME_BYTES = 128 * 2**20
 """A volume is closed when the next file would take it over this many bytes."""
 
 
 class Entry(NamedTuple):
-    """One file of a shard set: where it lies and what it is. `format` is "" for anything but an image."""
+    """One file of a shard set: the place of its bytes and what it is. `format` is "" for anything but an image."""
 
     name: str
     shard: str
@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 
 COLUMNS = list(Entry._fields)
 PRESIZED_COLUMNS = [*COLUMNS, "height", "width", "made", "origin"]
-"""A presized set says more: the image's pixels, how it was made, and the SHA-256 of the raw file."""
+"""The index of a presized set also has each image's size in pixels, how it was made, and the raw file's SHA-256."""
 MAX_SIDE = 65_535
 """Pixels of the longest side that a JPEG can have."""
 INTEGERS = ["offset", "size", "height", "width"]
@@ -60,7 +60,7 @@ class Volume:
         self._tar = tarfile.TarFile(path, "w", format=tarfile.PAX_FORMAT, copybufsize=2**20)
 
     def add(self, name: str, file: IO[bytes], size: int) -> Entry:
-        """Append the `size` bytes of `file`; they are hashed on their way, never held whole.
+        """Append the `size` bytes of `file`, hashed while they are copied and never in memory as a whole.
 
         Raises:
             BreedlineError: `name` leads out of the folder in which the volume is unpacked.
@@ -81,11 +81,13 @@ class Volume:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if kind is None:
             self._tar.close()
-        else:  # what was written is about to be thrown away, and closing would try to write more
+        else:  # the file is about to be thrown away, and TarFile.close would write more to it
             self._tar.fileobj.close()
 
 
 class _HashingReader:
+    """A file that hashes what is read from it, and keeps its first 32 bytes."""
+
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.sha256, self.head = file, hashlib.sha256(), b""
 
@@ -111,7 +113,7 @@ def pack(
 
 
 def write_index(table: pd.DataFrame, folder: Path) -> None:
-    """Complete the shard set in `folder`: from here on it counts as whole."""
+    """Write the index, which marks the shard set in `folder` as complete."""
     write_csv(table, folder / INDEX)
 
 
@@ -119,10 +121,10 @@ class ShardSet:
     """A shard set to read from: `index` is its table, `read` gives the bytes of one row."""
 
     def __init__(self, folder: Path, columns: list[str] = COLUMNS) -> None:
-        """Open the set in `folder`; its index is checked, as it may come from anywhere.
+        """Open the set in `folder` and check its index, since it may come from anybody.
 
         Raises:
-            BreedlineError: there is no index, or it names what is no volume of this set, or bytes that it lacks.
+            BreedlineError: there is no index, or it names a file that is not a volume of the set, or bytes outside of it.
         """
         self.folder = folder
         if not (folder / INDEX).is_file():
@@ -134,8 +136,7 @@ class ShardSet:
             raise BreedlineError(
                 f"{folder / outside.iloc[0]} is cut short, or {folder / INDEX} is damaged: `dvc checkout` restores both"
             )
-
-        for side in {"height", "width"} & set(columns):
+        for side in [column for column in ("height", "width") if column in columns]:
             wrong = self.index.loc[~self.index[side].between(1, MAX_SIDE), side]
             if len(wrong):
                 raise BreedlineError(
@@ -143,7 +144,7 @@ class ShardSet:
                 )
 
     def _size_of(self, shard: str) -> int:
-        """The bytes of a volume that the index names."""
+        """The size in bytes of a volume that the index names."""
         path = self.folder / shard
         if not VOLUME_NAME.fullmatch(shard):
             raise BreedlineError(
@@ -164,16 +165,16 @@ class ShardSet:
 
 
 def lies_within(table: pd.DataFrame, volume_bytes: "int | pd.Series[int]") -> "pd.Series[bool]":
-    """Whether each row's bytes (offset, size) lie within a volume of `volume_bytes`."""
-    # offset + size could overflow; where the difference does, one of the first two is false
+    """Whether the bytes of each row (offset, size) lie within its volume, which has `volume_bytes`."""
+    # the sum of both could overflow int64; the difference does so only where one of the first two conditions is false
     return (table["offset"] >= 0) & (table["size"] >= 0) & (table["size"] <= volume_bytes - table["offset"])
 
 
 def read_at(volume: Path, offset: int, size: int) -> bytes:
     """The `size` bytes at `offset` of a volume.
 
-    A plain read rather than a memory map: as fast from the page cache, safe from any thread or process, and the
-    volumes do not count as this process's memory.
+    A plain read instead of a memory map: as fast from the page cache, safe in any thread or process, and not counted as
+    memory of the process.
     """
     with volume.open("rb", buffering=0) as file:
         file.seek(offset)

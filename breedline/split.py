@@ -1,8 +1,8 @@
 """The split: train, valid or test, decided by each image's content alone.
 
 A keyed hash of the content gives every image a fixed number in [0, 1), so adding images never moves an old one, and
-exact duplicates fall on one side. Only in a class too small for its share does the lowest hash step in, which a
-later, lower one may relieve.
+exact duplicates are in the same split. If a class has no image in `valid` or `test`, its image with the lowest number goes
+there, until an image with a lower number is added.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ TRAIN, VALID, TEST = range(3)
 
 
 def draw(sha256: str, seed: int) -> float:
-    """The number in [0, 1) that decides the split of the image with this content."""
+    """A number in [0, 1) that depends only on an image's content and the seed: a BLAKE2b hash keyed by the seed."""
     digest = hashlib.blake2b(sha256.encode(), digest_size=8, key=str(seed).encode()).digest()
     return int.from_bytes(digest, "big") / 2**64
 
@@ -25,10 +25,10 @@ def assign(table: pd.DataFrame, *, valid_pct: float, test_pct: float, seed: int,
 
     Args:
         valid_pct, test_pct: shares of the whole, 0 to 1. A share of 0 leaves that split empty.
-        test: content hashes of a fixed test split; where given, nothing else joins it and `test_pct` is ignored.
+        test: content hashes of a fixed test split. If there are any, it has no other image, and `test_pct` is ignored.
     """
-    content, sha256 = pd.factorize(table["sha256"])  # sha256[content[row]] is the row's
-    labels = table["label"][~table["sha256"].duplicated()]  # as sha256, each image once, in the same order
+    content, sha256 = pd.factorize(table["sha256"])  # row i of the table has the content sha256[content[i]]
+    labels = table["label"][~table["sha256"].duplicated()]  # (contents,), in the order of sha256
     number = np.fromiter((draw(image, seed) for image in sha256), np.float64, len(sha256))
     split = np.full(len(sha256), TRAIN, np.int8)
     if test:
@@ -46,12 +46,12 @@ def assign(table: pd.DataFrame, *, valid_pct: float, test_pct: float, seed: int,
 
 
 def _fill(split: np.ndarray, needed: int, members: np.ndarray, number: np.ndarray) -> None:
-    """Give a class its lowest number in split `needed` if it has none there, as long as one is left to train on.
+    """Move the image with the lowest number of a class to split `needed`, if that has none and one is left to train on.
 
     Args:
-        split: of each image, (images,), as a place in SPLITS; changed in place.
-        members: the class's images, as places in `split` and `number`.
-        number: of each image, (images,), in [0, 1).
+        split: (contents,) the number of each content's split in SPLITS; changed in place.
+        members: (contents of the class,) their indices into `split` and `number`.
+        number: (contents,) what `draw` gave, in [0, 1).
     """
     train = members[split[members] == TRAIN]
     if not (split[members] == needed).any() and len(train) > 1:

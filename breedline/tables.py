@@ -22,7 +22,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write `table` without its row numbers, each text that begins like a formula after an apostrophe."""
+    """Write `table` without its row numbers; a text that begins like a formula gets an apostrophe before it."""
     # text that has apostrophes before the formula gets one more, so that read_csv may always remove one
     table = _changed(table, ("'", *FORMULA), lambda texts: "'" + texts)
     # csv leaves a carriage return bare, although readers take it for the end of the line

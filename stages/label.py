@@ -38,7 +38,7 @@ def label(
         metrics: counts per split, rejects per reason, duplicates, corrections.
 
     Raises:
-        BreedlineError: too many rejects, classes that are not as expected, or corrections that make no sense.
+        BreedlineError: too many rejects, classes that are not as expected, or corrections that contradict themselves or drop every image.
     """
     table, listed = _read(raw, params)
     decisions = read_corrections(corrections)
@@ -53,7 +53,7 @@ def label(
 
     good = table.loc[table["reason"] == "", ["name", "label", "sha256", "size"]]
     if good.empty:
-        raise BreedlineError(f"{corrections} drops every image that has a label: take some of its lines back")
+        raise BreedlineError(f"{corrections} drops every image that has a label: remove some of its lines")
     _check_classes(good, params)
     split = assign(
         good,
@@ -64,7 +64,7 @@ def label(
     )
     good.insert(2, "split", split)
     rejects = table.loc[table["reason"] != "", ["name", "sha256", "reason", "detail"]]
-    del table  # of a million images some 100 MB
+    del table  # about 100 MB for a million images
     per_class = (
         good.groupby(["label", "split"]).size().unstack(fill_value=0).reindex(columns=list(SPLITS), fill_value=0)
     )
@@ -87,17 +87,18 @@ def label(
 
 
 def _read(raw: Path, params: Label) -> tuple[pd.DataFrame, set[str]]:
-    """The images of `raw` with the labels that their names give, and the names that the test list holds.
+    """A table of the images of `raw` with their labels, and the names in the test list.
 
-    The columns are name, sha256, size, format, label, and reason and detail, which are empty but for rejects.
+    Its columns are name, sha256, size, format, label, reason and detail; the last two are empty except for rejects.
     """
     images = ShardSet(raw)
     find = _table(images, params) if params.table else compile_pattern(str(params.pattern))
     listed = _listed(images, params)
     settings = images.index["name"].isin([params.table, params.test_list])
     table = images.index.loc[~settings, ["name", "sha256", "size", "format"]]
-    read = (find(_subject(name, params)) or "" for name in table["name"])
-    table["label"] = pd.Series([params.map.get(label, label) for label in read], table.index, dtype="str")
+    read = (find(_subject(name, params)) for name in table["name"])
+    renamed = [params.map.get(label, label) if label else "" for label in read]
+    table["label"] = pd.Series(renamed, table.index, dtype="str")
     table["reason"] = table["detail"] = ""
     unread = table.loc[table["label"] == "", "name"]
     _reject(table, unread.index, NO_MATCH, unread.map(lambda name: _subject(name, params)))
@@ -107,7 +108,7 @@ def _read(raw: Path, params: Label) -> tuple[pd.DataFrame, set[str]]:
 
 
 def _subject(name: str, params: Label) -> str:
-    """What the pattern or the table is about."""
+    """The part of an image's path that the pattern, or the column `name` of the table, is compared with."""
     return name if params.on == "path" else name.rpartition("/")[2]
 
 
@@ -122,6 +123,7 @@ def _member(images: ShardSet, path: str, setting: str) -> io.BytesIO:
 
 
 def _table(images: ShardSet, params: Label) -> Find:
+    """A function from a name to its label in the table that label.table names, or to None."""
     table = read_csv(
         _member(images, str(params.table), "table"), ["name", "label"], where=f"label.table {params.table}"
     )
@@ -132,6 +134,7 @@ def _table(images: ShardSet, params: Label) -> Find:
 
 
 def _listed(images: ShardSet, params: Label) -> set[str]:
+    """The first word of each line of the test list, if there is one; lines that begin with # are comments."""
     if params.test_list is None:
         return set()
     lines = _member(images, params.test_list, "test_list").read().decode("utf-8", "replace").splitlines()
@@ -152,12 +155,13 @@ def _content_of(good: pd.DataFrame, listed: set[str], params: Label) -> set[str]
 
 
 def _reject(table: pd.DataFrame, rows: pd.Index, reason: str, detail: pd.Series) -> None:
+    """Note in `table`, in place, why `rows` are rejected."""
     table.loc[rows, "reason"] = reason
     table.loc[rows, "detail"] = detail
 
 
 def _correct(table: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
-    """Apply the decisions to the images they are about. The decisions that are about none."""
+    """Apply each decision to the images of its sha256; returns the decisions that match no image."""
     decided = table["sha256"].isin(decisions["sha256"]) & (table["reason"] != NOT_AN_IMAGE)
     of_content = decisions.set_index("sha256")[["action", "label", "reason"]]
     found = table.loc[decided, ["sha256"]].join(of_content, on="sha256")
@@ -169,7 +173,7 @@ def _correct(table: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
 
 
 def _reject_conflicts(table: pd.DataFrame) -> None:
-    """Reject images of equal content that have more than one label."""
+    """Reject all images of a content that has more than one label."""
     labelled = table.loc[table["reason"] == "", ["sha256", "label"]]
     pairs = labelled.drop_duplicates()
     conflicting = labelled[labelled["sha256"].isin(pairs.loc[pairs["sha256"].duplicated(), "sha256"])]
@@ -197,11 +201,13 @@ def _check_classes(good: pd.DataFrame, params: Label) -> None:
     found = list(counts.index)
     if isinstance(params.classes, int) and len(found) != params.classes:
         raise BreedlineError(
-            f"label.classes expects {params.classes} classes, the names give {len(found)}: {_some(found)}"
+            f"label.classes expects {params.classes} classes, the names give {len(found)}: {_first(found)}"
         )
     if isinstance(params.classes, list) and set(found) != set(params.classes):
         extra, missing = sorted(set(found) - set(params.classes)), sorted(set(params.classes) - set(found))
-        raise BreedlineError(f"classes that label.classes lacks: {_some(extra)}; that it has in vain: {_some(missing)}")
+        raise BreedlineError(
+            f"labels that label.classes lacks: {_first(extra)}; classes there that no image has: {_first(missing)}"
+        )
     if len(found) == 1:
         raise BreedlineError(f"every image is {found[0]!r}: a classifier needs two classes; mend label.pattern")
     small = counts[counts < params.min_per_class]
@@ -213,7 +219,7 @@ def _check_classes(good: pd.DataFrame, params: Label) -> None:
         )
 
 
-def _some(names: list[str]) -> str:
+def _first(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "none"
 
 

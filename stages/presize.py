@@ -1,4 +1,4 @@
-"""Decode and reduce every labelled image once, for every later run."""
+"""Decode and reduce every labelled image once, for all later runs."""
 
 import logging
 import statistics
@@ -19,20 +19,21 @@ from breedline.tables import read_csv, write_csv
 
 log = logging.getLogger("breedline")
 SAMPLE = 200
-"""Images that are looked at before the work begins."""
+"""Images whose headers tell how large the raw images are."""
 HEAD_BYTES = 2**20
-"""Of each of them: the header of nearly any file is within the first MiB."""
-MANY_TIMES, ENOUGH = 4, 224
-"""A shorter side that is reduced to less than a quarter is worth a warning, but not to what pretrained models see."""
+"""Bytes read of each: nearly every format has the size in the first MiB."""
+MUCH_LARGER, ENOUGH = 4, 224
+"""Warn if the raw images are more than so many times as large, unless enough pixels for a pretrained model are kept."""
 
 
 def presize(params: Presize, raw: Path, labels: Path, *, presized: Path, workers: int = -1) -> None:
     """Make the shard set `presized` of the labelled images of `raw`: upright RGB JPEGs, reduced, never enlarged.
 
-    What became of each image stands in its index (`made`); what could not be decoded, and why, in `rejected.csv`.
+    The column `made` of its index says how each image came about; `rejected.csv` lists those that could not be decoded,
+    with the reason.
 
     Args:
-        workers: how many images at a time, -1 for one on each core. The result is the same.
+        workers: how many images are decoded at the same time, -1 for one on each core. The result does not depend on it.
 
     Raises:
         BreedlineError: not one image could be decoded, or the labels are not about `raw`.
@@ -67,9 +68,9 @@ def presize(params: Presize, raw: Path, labels: Path, *, presized: Path, workers
 
 
 def _warn_of_loss(images: ShardSet, wanted: pd.DataFrame, params: Presize) -> None:
-    """Say so if next to nothing is kept of most images, as it happens to photos under the settings of another data set.
+    """Warn if presize.shorter_side is tiny for these images, as with photos and the settings of another data set.
 
-    The headers of a sample tell, so that it costs nothing, and is said when all comes from the cache, too.
+    Only headers are read, so that it costs next to nothing, and the warning appears when all images are cached, too.
     """
     sample = wanted.iloc[:: -(-len(wanted) // SAMPLE)]
     heads = (
@@ -78,10 +79,10 @@ def _warn_of_loss(images: ShardSet, wanted: pd.DataFrame, params: Presize) -> No
     )
     sides = [side for head in heads if (side := shorter_side(head))]
     median = statistics.median_low(sides) if sides else 0
-    if params.shorter_side < ENOUGH and median > MANY_TIMES * params.shorter_side:
+    if params.shorter_side < ENOUGH and median > MUCH_LARGER * params.shorter_side:
         log.warning(
-            "presize: half of the images have a shorter side of %d pixels or more, of which presize.shorter_side leaves %d: "
-            "raise it for photos (presets/photos.yaml)",
+            "presize: half of the images have a shorter side of %d pixels or more, reduced to presize.shorter_side = %d: "
+            "raise it for photos, as in presets/photos.yaml",
             *(median, params.shorter_side),
         )
 

@@ -65,7 +65,7 @@ with new_file(Path("file")) as file, new_folder(Path("folder")) as folder:
 """
 
 
-def test_what_a_killed_run_left_behind_goes_with_the_next_one() -> None:
+def test_the_next_run_removes_what_a_killed_one_left_behind() -> None:
     for _ in range(2):
         killed = subprocess.run([sys.executable, "-c", KILLED], env=os.environ | {"PYTHONPATH": str(ROOT)})
         assert killed.returncode == -signal.SIGKILL
@@ -108,7 +108,7 @@ def test_what_a_killed_run_left_behind_is_removed(tmp_path: Path) -> None:
     assert below(tmp_path / "work") == {"folder"}
 
 
-def test_whoever_is_killed_while_removing_leaves_a_whole_folder(
+def test_a_kill_while_removing_the_old_folder_leaves_a_complete_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "folder"
@@ -255,7 +255,7 @@ def test_a_table_of_odd_columns_is_told_in_one_short_line() -> None:
     assert len(str(caught.value)) < 300
 
 
-def test_json_keeps_its_words_and_knows_no_nan(tmp_path: Path) -> None:
+def test_json_is_readable_and_refuses_nan(tmp_path: Path) -> None:
     path = tmp_path / "it.json"
     write_json({"Käse": 0.1}, path)
     assert path.read_text("utf-8") == '{\n  "Käse": 0.1\n}\n'
@@ -264,7 +264,7 @@ def test_json_keeps_its_words_and_knows_no_nan(tmp_path: Path) -> None:
     assert "Käse" in path.read_text("utf-8")
 
 
-def test_a_link_costs_nothing_and_a_copy_stands_in_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_replaces_a_link_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, linked, copied = (tmp_path / name for name in ("source", "linked", "copied"))
     source.write_bytes(b"content")
     link_or_copy(source, linked)
@@ -279,7 +279,7 @@ def test_a_link_costs_nothing_and_a_copy_stands_in_for_it(tmp_path: Path, monkey
     assert sha256_of(copied) == sha256_of(source)
 
 
-def test_a_fingerprint_tells_of_a_touch_and_of_a_newcomer(tmp_path: Path) -> None:
+def test_a_fingerprint_changes_with_a_touched_and_with_an_added_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("a")
     before = fingerprint([tmp_path / "folder"])

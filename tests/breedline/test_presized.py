@@ -31,7 +31,7 @@ Make = Callable[..., PresizedVolume]
 
 
 def photo(number: int, size: tuple[int, int] = (24, 30), kind: str = "JPEG") -> bytes:
-    """A picture that is another one for each number."""
+    """A picture that differs for each number."""
     noise = np.random.default_rng(number).integers(0, 255, (size[1] // 6, size[0] // 6, 3), dtype="uint8")
     buffer = io.BytesIO()
     Image.fromarray(noise).resize(size).save(buffer, kind)
@@ -107,7 +107,7 @@ def test_a_file_larger_than_any_image_is_rejected_unread(
     assert decoded == [photo(0)]
 
 
-def test_what_was_made_once_is_linked(
+def test_a_volume_of_the_same_images_is_linked_from_the_cache(
     tmp_path: Path, raw: Callable[..., Volume], make: Make, decoded: list[bytes]
 ) -> None:
     first = make(raw(FILES))
@@ -155,7 +155,7 @@ def test_renamed_images_are_known_and_get_their_new_names(
 
 
 @pytest.mark.parametrize("other", [Presize(shorter_side=25, quality=90), Presize(shorter_side=24, quality=91)])
-def test_another_setting_is_another_cache(
+def test_other_settings_have_a_cache_of_their_own(
     raw: Callable[..., Volume], make: Make, decoded: list[bytes], other: Presize
 ) -> None:
     make(raw(FILES))
@@ -166,7 +166,7 @@ def test_another_setting_is_another_cache(
 
 
 @pytest.mark.parametrize("name", ["VERSION", "DECODER"])
-def test_another_decoder_is_another_cache(
+def test_another_decoder_has_a_cache_of_its_own(
     raw: Callable[..., Volume], make: Make, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     make(raw(FILES))
@@ -249,7 +249,7 @@ def test_a_damaged_cache_never_reaches_the_output(
 
 
 @pytest.mark.parametrize(("damage", "what"), [*DAMAGE, (rot, "*.tar")])
-def test_nor_does_it_reach_another_volume(
+def test_a_damaged_cache_never_reaches_another_volume(
     tmp_path: Path, raw: Callable[..., Volume], make: Make, damage: Callable[[Path], None], what: str
 ) -> None:
     make(raw(FILES | NEW))
@@ -263,7 +263,7 @@ def test_nor_does_it_reach_another_volume(
     assert (tmp_path / "out.tar").read_bytes() == content
 
 
-def test_where_links_do_not_reach_the_cache_holds_copies(
+def test_on_another_file_system_the_cache_holds_copies(
     tmp_path: Path, raw: Callable[..., Volume], make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def other_file_system(source: Path, target: Path) -> None:
@@ -278,7 +278,9 @@ def test_where_links_do_not_reach_the_cache_holds_copies(
     assert (tmp_path / "out.tar").read_bytes() == content
 
 
-def test_what_no_run_has_used_for_long_is_forgotten(tmp_path: Path, raw: Callable[..., Volume], make: Make) -> None:
+def test_entries_that_no_run_has_used_for_long_are_removed(
+    tmp_path: Path, raw: Callable[..., Volume], make: Make
+) -> None:
     old = time.time() - (UNUSED_DAYS + 1) * 86400
     make(raw(FILES))
     make(raw(NEW))
@@ -344,7 +346,7 @@ def test_two_runs_do_not_write_to_the_cache_at_the_same_time(
     assert make(volume).cached == len(FILES)
 
 
-def test_pruning_minds_no_other_run_that_is_quicker(
+def test_pruning_tolerates_that_another_run_removes_a_file_first(
     tmp_path: Path, raw: Callable[..., Volume], make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(raw(FILES))
@@ -368,7 +370,7 @@ def test_what_stops_the_writing_stops_the_workers(
 
 
 class Counting(ThreadingBackend):
-    """A joblib backend as Dask's or Ray's is one, which counts what it is given to do."""
+    """A joblib backend other than joblib's own, as Dask's or Ray's, that counts the batches it gets."""
 
     batches = 0
 
@@ -378,7 +380,7 @@ class Counting(ThreadingBackend):
 
 
 @pytest.mark.parametrize("backend", ["counting", pytest.param("loky", marks=pytest.mark.slow)])
-def test_joblib_may_put_another_backend_in_the_place_of_threads(
+def test_another_joblib_backend_can_replace_the_threads(
     tmp_path: Path,
     raw: Callable[..., Volume],
     make: Make,

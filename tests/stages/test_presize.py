@@ -30,7 +30,7 @@ Process = subprocess.Popen[str]
 
 
 def photo(number: int, size: tuple[int, int] = (24, 30), kind: str = "JPEG") -> bytes:
-    """A picture that is another one for each number."""
+    """A picture that differs for each number."""
     noise = np.random.default_rng(number).integers(0, 255, (size[1] // 6, size[0] // 6, 3), dtype="uint8")
     buffer = io.BytesIO()
     Image.fromarray(noise).resize(size).save(buffer, kind)
@@ -194,8 +194,8 @@ def test_if_nothing_can_be_decoded_that_is_an_error_and_the_earlier_result_stays
 
 
 WARNING = (
-    "presize: half of the images have a shorter side of 300 pixels or more, of which presize.shorter_side leaves 24: "
-    "raise it for photos (presets/photos.yaml)"
+    "presize: half of the images have a shorter side of 300 pixels or more, reduced to presize.shorter_side = 24: "
+    "raise it for photos, as in presets/photos.yaml"
 )
 
 
@@ -205,11 +205,11 @@ WARNING = (
         ([(400, 300)] * 3, 24, [WARNING]),
         ([(300, 400), (30, 24), (24, 30), (900, 600)], 24, []),
         ([(300, 400), (30, 24), (400, 300), (900, 600)], 24, [WARNING]),
-        ([(400, 300)] * 3, 75, []),  # a quarter of the sides is no mistake
-        ([(1200, 900)] * 3, 224, []),  # nor is what pretrained models see
+        ([(400, 300)] * 3, 75, []),  # a quarter of the shorter side is not tiny
+        ([(1200, 900)] * 3, 224, []),  # nor is what pretrained models take
     ],
 )
-def test_a_run_that_throws_away_most_of_the_pixels_says_so_from_the_cache_too(
+def test_a_tiny_shorter_side_for_large_images_is_warned_of_from_the_cache_too(
     caplog: pytest.LogCaptureFixture, sizes: list[tuple[int, int]], shorter_side: int, lines: list[str]
 ) -> None:
     write_raw({f"{number}.jpg": photo(number, size) for number, size in enumerate(sizes)} | {"page.jpg": b"<html>"})
@@ -219,7 +219,7 @@ def test_a_run_that_throws_away_most_of_the_pixels_says_so_from_the_cache_too(
         assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == lines
 
 
-def test_labels_of_other_images_are_an_error() -> None:
+def test_labels_that_name_no_raw_image_are_an_error() -> None:
     write_raw(FIRST)
     shutil.copy("labels.csv", "other.csv")
     write_raw({"more.jpg": photo(23)})
@@ -228,7 +228,7 @@ def test_labels_of_other_images_are_an_error() -> None:
         run()
 
 
-def test_a_run_prunes_what_is_old(tmp_path: Path) -> None:
+def test_a_run_removes_old_cache_entries(tmp_path: Path) -> None:
     old = tmp_path / "cache" / "presize" / "other" / "old.csv"
     old.parent.mkdir(parents=True)
     old.touch()
