@@ -1,4 +1,4 @@
-"""The gate: whether what was trained, the challenger, may take the place of what is published, the champion."""
+"""The gate: decides whether the newly trained model (challenger) may replace the published one (champion)."""
 
 import math
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from breedline.params import Gate
 
 
 class Decision(NamedTuple):
-    """Publish or hold, and the reason in a line."""
+    """Whether to publish, and the reason in one line."""
 
     publish: bool
     why: str
@@ -18,10 +18,10 @@ class Decision(NamedTuple):
 
 
 def decide(settings: Gate, metrics: dict[str, tuple[float | None, float | None]]) -> Decision:
-    """Compare one metric, more of which is better; a NaN is no value.
+    """Compare one metric of the champion and the challenger; higher is better, and NaN counts as missing.
 
     Args:
-        metrics: by `file:key`, the champion's value and the challenger's.
+        metrics: {"file:key": (champion's value, challenger's value)}.
 
     Raises:
         BreedlineError: the metric is in no file, or in several.
@@ -42,5 +42,5 @@ def decide(settings: Gate, metrics: dict[str, tuple[float | None, float | None]]
     why = f"{settings.metric} {champion:g} -> {challenger:g} ({challenger - champion:+g})"
     if challenger >= champion:
         return Decision(True, why)
-    bearable = challenger >= champion - settings.tolerance
-    return Decision(bearable, f"{why}, {'within' if bearable else 'beyond'} the tolerance of {settings.tolerance:g}")
+    tolerated = challenger >= champion - settings.tolerance
+    return Decision(tolerated, f"{why}, {'within' if tolerated else 'beyond'} the tolerance of {settings.tolerance:g}")

@@ -1,4 +1,4 @@
-"""What `dvc repro` would do with each stage, and why; changes nothing."""
+"""The plan: what `dvc repro` would do with each stage, and why. Making it changes nothing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ OUR_CODE = Path("breedline/params.py")
 
 
 class _Absent:
-    """Stands for a setting that is not there; unlike any word, no file can hold it."""
+    """Stands for a setting that does not exist. It equals no value of a YAML file, whereas a word such as "none" could."""
 
     def __repr__(self) -> str:
         return "absent"
@@ -62,10 +62,10 @@ class Step:
 def plan(root: Path, *, pulled: bool = False) -> list[Step]:
     """What `dvc repro` would do with each stage of dvc.yaml at `root`, and why, in its order. Changes nothing.
 
-    A stage after one that will run is said to run because of that one: its inputs may turn out the same, nobody knows.
+    A stage downstream of one that runs is planned to run, too: whether its inputs will change is not known before.
 
     Args:
-        pulled: as if the remote had every output that dvc.lock names, and they were in the cache.
+        pulled: assume that the cache has every output that dvc.lock names, as it will after a `dvc pull`.
 
     Raises:
         BreedlineError: dvc.yaml or dvc.lock cannot be read; or params.yaml is not as it should be, with every mistake.
@@ -82,44 +82,45 @@ def plan(root: Path, *, pulled: bool = False) -> list[Step]:
             if runs := [f"{needed} runs" for needed in needs if steps[needed].action is Action.RUN]:
                 action, why = Action.RUN, runs
             else:
-                action, why = _choose(stage, restored, pulled)
+                action, why = _decide(stage, restored, pulled)
             steps[name] = Step(name, needs, action, tuple(map(redacted, why)), policy_of(name, stage.meta or {}))
     return list(steps.values())
 
 
 Restored = dict[str, Output]
-"""The outputs that the plan takes from DVC's cache, with the hashes that they will then have, by their absolute path."""
+"""Outputs that `dvc repro` would restore from the cache, with the hashes they will have then, by absolute path."""
 
 
 class _Content(NamedTuple):
-    """What DVC records of a file or folder. An empty hash is that of something that is not there."""
+    """What DVC records of a file or folder; the hash is empty (false) if there is no such file."""
 
     hash_info: HashInfo
     meta: Meta
 
 
-def _choose(stage: Stage, restored: Restored, pulled: bool) -> tuple[Action, list[str]]:
-    """What DVC would do with a stage, and why.
+def _decide(stage: Stage, restored: Restored, pulled: bool) -> tuple[Action, list[str]]:
+    """What DVC would do with a stage none of whose upstream stages runs, and why.
 
     Args:
-        restored: what the stages before it are given from the cache; this one's outputs are added if it is restored.
+        restored: the outputs of upstream stages that will be restored; those of this stage are added if it is restored.
     """
     if not stage.is_callback and not any(entry.hash_info for entry in [*stage.deps, *stage.outs]):
         inputs = ["it never ran"]
     else:
         inputs = list(_changed_inputs(stage, restored))
-    outputs = [f"output {path} {_said(change)}" for out in stage.outs for path, change in out.status().items()]
+    outputs = [f"output {path} {_in_words(change)}" for out in stage.outs for path, change in out.status().items()]
     if not inputs and not outputs:
         return Action.UP_TO_DATE, []
     if pulled and not inputs:
         found = stage.outs
     else:  # of a frozen stage DVC takes the outputs as they are
-        found = [] if stage.frozen else _find(stage, restored, as_locked=not inputs)
+        found = [] if stage.frozen else _restorable(stage, restored, as_locked=not inputs)
     restored.update({out.fs_path: out for out in found})
     return Action.RESTORE if found else Action.RUN, inputs or outputs
 
 
 def _changed_inputs(stage: Stage, restored: Restored) -> Iterator[str]:
+    """Why DVC would not skip the stage, as far as its command, dependencies and settings go."""
     if (stage.always_changed or stage.is_callback) and not stage.frozen:
         yield "it always runs"
     if stage.changed_stage():
@@ -128,26 +129,27 @@ def _changed_inputs(stage: Stage, restored: Restored) -> Iterator[str]:
         if isinstance(dep, ParamsDependency):
             if dep.status():
                 yield from _changed_settings(dep)
-        elif coming := _coming(dep, restored):
+        elif coming := _content_after_restore(dep, restored):
             if coming.hash_info != dep.hash_info:
-                yield f"{dep} will be another"
+                yield f"{dep} will differ"
         else:
-            yield from (f"{path} {_said(change)}" for path, change in dep.status().items())
+            yield from (f"{path} {_in_words(change)}" for path, change in dep.status().items())
 
 
 def _changed_settings(dep: ParamsDependency) -> Iterator[str]:
-    """Which of the settings that DVC found changed as a whole are so, one by one."""
+    """The settings that differ, one by one, of a section that DVC has found changed."""
     old, new = flat(dep.hash_info.value), flat(dep.read_params())
     changed = [key for key in sorted({*old, *new}) if old.get(key, ABSENT) != new.get(key, ABSENT)]
-    if not changed:  # only the keys differ, and read alike once they are joined: 1 and "1", "a.b" and b within a
+    if not changed:  # the difference is in the keys, and joining them hides it: 1 and "1", "a.b" and b in a
         yield f"{dep} changed"
     yield from (f"{key}: {old.get(key, ABSENT)!r} -> {new.get(key, ABSENT)!r}" for key in changed)
 
 
-def _coming(dep: Dependency, restored: Restored) -> _Content | None:
-    """What `dep` will be once `restored` is in its place; None where it is not among that, so that the disk tells.
+def _content_after_restore(dep: Dependency, restored: Restored) -> _Content | None:
+    """The content that `dep` will have once the outputs in `restored` are; None if it is in none of them.
 
-    An input may be a part of a restored folder: DVC keeps of a folder the list of what is in it, which names that part.
+    A dependency may also be a file or subfolder in a restored folder. Its hash then comes from the folder's object in
+    the cache, a list of (path, hash): the file is on the disk only after the restore.
     """
     path = Path(dep.fs_path)
     out = next((restored[str(place)] for place in [path, *path.parents] if str(place) in restored), None)
@@ -156,30 +158,37 @@ def _coming(dep: Dependency, restored: Restored) -> _Content | None:
     if out.fs_path == dep.fs_path:
         return _Content(out.hash_info, out.meta)
     folder = out.get_obj()
-    if folder is None:  # yet to be pulled, as dvc.lock says, which says the same of the part
+    if folder is None:  # the list is yet to be pulled; the folder will be as dvc.lock says, so the part is, too
         return _Content(dep.hash_info, dep.meta)
     part = out.get_obj(filter_info=dep.fs_path) if isinstance(folder, Tree) else None
     return _Content(part.hash_info if part else HashInfo(), Meta())
 
 
-def _said(change: str) -> str:
+def _in_words(change: str) -> str:
     words = {"deleted": "is missing", "modified": "changed", "new": "is new", "not in cache": "is not in the cache"}
     return words.get(change, change)
 
 
-def _find(stage: Stage, restored: Restored, as_locked: bool) -> list[Output]:
-    """The outputs that DVC would restore instead of running the stage, with their hashes; none where it has to run.
+def _restorable(stage: Stage, restored: Restored, as_locked: bool) -> list[Output]:
+    """The outputs that DVC would restore instead of running the stage, with their hashes; empty if it has to run.
 
-    DVC has two places to look: dvc.lock, if the inputs are what it says, and else its run-cache, which knows what a
-    stage made of the hashes of all its inputs. `StageCache.restore(dry=True)` looks there, too, but hashes the inputs
-    as they are on the disk now, while in a chain of stages those of the second are only there once the first is
-    restored. So the hashes of such inputs are put into the stage by hand, before the same questions are asked: whether
-    it can be cached at all, what is recorded for its inputs, and whether the cache still has that.
+    This repeats `StageCache.restore(dry=True)` of DVC, which cannot plan a chain of stages: it hashes the dependencies
+    that are on the disk now, but those of the second stage arrive only when the first has been restored. So their
+    future hashes are put into the stage first. Then DVC is asked the same three things as in `restore`:
+
+    1. `_can_hash`: may this stage be restored at all? It needs a command, dependencies with a hash, and outputs
+       in the repository that do not persist.
+    2. Which outputs are recorded for these dependencies? dvc.lock tells if they are what it says (`as_locked`);
+       else the run-cache, which maps a hash of (command, hashes of dependencies, settings, output paths) to the hashes
+       of the outputs.
+    3. `outs_cached`: does the cache still have every one of these outputs, unaltered?
     """
     for dep in stage.deps:
-        if coming := _coming(dep, restored):
+        if coming := _content_after_restore(dep, restored):
             dep.hash_info, dep.meta = coming
-            dep.get_hash = lambda known=dep.hash_info: known  # DVC would hash the file, which is not there yet
+            dep.get_hash = lambda known=dep.hash_info: (
+                known
+            )  # what _can_hash asks; DVC would hash a file that is not there yet
         elif not as_locked:
             if not dep.exists:
                 return []
@@ -206,6 +215,6 @@ def main() -> None:
     """Print the plan of the working folder."""
     steps = plan(Path())
     table = Table("stage", "action", "why", box=None, header_style="bold")
-    for step, row in zip(steps, rows(steps), strict=True):  # as Text: in a plain str, [red] would be a style
+    for step, row in zip(steps, rows(steps), strict=True):  # Text, since rich reads [red] in a str as markup
         table.add_row(Text(row["stage"]), Text(row["action"], STYLES[step.action]), Text(row["why"]))
     Console().print(table)

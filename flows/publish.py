@@ -1,6 +1,6 @@
-"""Publishing as a transaction: the data is on the remote and verified before anybody can see a commit that names it.
+"""Publishing as a transaction: data is pushed and verified before the commit that names it becomes visible.
 
-A crash between any two steps leaves the branch as it was; the next run finds its results in DVC's cache and goes on.
+A crash between any two steps leaves the branch as it was; the next run finds the results in DVC's cache and resumes.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ ATTEMPTS = 5
 
 
 class Verified(NamedTuple):
-    """The state of the remote: how many objects it should have, those sent to it again, those that are lost."""
+    """What a verification of the remote found: the number of objects, those sent again, those that are lost."""
 
     objects: int
     repaired: list[Stored]
@@ -31,11 +31,11 @@ class Verified(NamedTuple):
 
 
 class Lost(BreedlineError):
-    """Somebody else's commit came first, and the two do not go together. The branch is as they left it."""
+    """Somebody else's commit came first and conflicts with this one; the branch is as they left it."""
 
 
 def changed(root: Path) -> bool:
-    """Whether there is anything to publish: a different dvc.lock, params.yaml or metrics."""
+    """Whether there is anything to publish: dvc.lock, params.yaml or metrics differ from the last commit."""
     return git(root, "status", "--porcelain", "--", *_published(root)) != ""
 
 
@@ -47,11 +47,11 @@ def verify(root: Path, *, deep: bool = False) -> Verified:
     """Ask the remote for every object that dvc.lock names, and send again from the cache what is missing or altered.
 
     Args:
-        deep: read every object, rather than believe the checksum that the remote tells, if it tells any.
+        deep: read every object, rather than trust the checksum that the remote reports, if any.
 
     Raises:
         BreedlineError: there is no remote, or one that cannot be verified.
-        NetworkError: it does not answer.
+        NetworkError: the remote does not answer.
     """
     objects = stored(root)
     lacking = missing(root, objects, deep=deep)
@@ -61,7 +61,7 @@ def verify(root: Path, *, deep: bool = False) -> Verified:
 
 
 def verified(root: Path) -> Verified:
-    """As `verify`, but raises BreedlineError when anything is lost."""
+    """Verify as `verify` does, and raise BreedlineError if anything is lost."""
     result = verify(root)
     if result.lost:
         names = ", ".join(item.name for item in result.lost[:3])
@@ -73,14 +73,14 @@ def verified(root: Path) -> Verified:
 
 
 def commit(workspace: Workspace, message: str) -> str:
-    """Commit dvc.lock, params.yaml and the metrics, and push that to the branch; the new commit's hash.
+    """Commit dvc.lock, params.yaml and the metrics, push to the branch, and return the new commit's short hash.
 
-    Where others have pushed meanwhile, this goes on top of theirs, if then everything is still up to date and on the
-    remote.
+    If others have pushed meanwhile, the commit is rebased onto theirs, provided that afterwards every stage is still up
+    to date and the remote still has everything.
 
     Raises:
-        Lost: it does not go on top of theirs; the branch is as they left it.
-        GitError: git cannot push, for another reason.
+        Lost: it conflicts with what others have pushed; the branch is as they left it.
+        GitError: git cannot push for another reason.
     """
     root, branch = workspace.root, workspace.branch
     git(root, "add", "--", *_published(root))
@@ -91,15 +91,15 @@ def commit(workspace: Workspace, message: str) -> str:
         except GitError:
             git(root, "fetch", "--quiet", "origin", str(branch))
             if _contains(root, "FETCH_HEAD"):
-                raise  # nobody was faster, so it is something else
-            _go_on_top(root, "FETCH_HEAD")
+                raise  # nobody else has pushed, so the push failed for another reason
+            _rebase_onto(root, "FETCH_HEAD")
         else:
             return git(root, "rev-parse", "--short", "HEAD")
     raise Lost(f"{branch} moved {ATTEMPTS} times while this was being pushed: run it again")
 
 
 def _author(root: Path) -> list[str]:
-    """Options that name an author where the machine has none."""
+    """Options for git that name an author if none is configured."""
     try:
         git(root, "var", "GIT_AUTHOR_IDENT")
     except GitError:
@@ -115,11 +115,11 @@ def _contains(root: Path, commit: str) -> bool:
     return True
 
 
-def _go_on_top(root: Path, commit: str) -> None:
+def _rebase_onto(root: Path, commit: str) -> None:
     try:
         git(root, *_author(root), "-c", "rebase.autoStash=true", "rebase", "--quiet", commit)
     except GitError as error:
-        with contextlib.suppress(GitError):  # it may not even have begun
+        with contextlib.suppress(GitError):  # the rebase may not even have begun
             git(root, "rebase", "--abort")
         raise Lost(
             "another commit has changed the same files meanwhile: nothing was published; run it again"

@@ -1,4 +1,4 @@
-"""What the DVC remote has: every object that dvc.lock names, asked for one by one, and sent again if missing or altered."""
+"""What the DVC remote has: asks for every object that dvc.lock names, and sends again what is missing or altered."""
 
 import base64
 import contextlib
@@ -23,24 +23,24 @@ from breedline.progress import progress
 from flows.repo import opened
 
 READERS = 4
-"""Objects that are read side by side; for each, s3fs keeps up to 100 MB in memory."""
+"""How many objects are read at the same time; s3fs buffers up to 100 MB of each."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A file that dvc.lock names, as an object of DVC's cache and remote."""
+    """An object of DVC's cache and remote: a file that dvc.lock names, or the list of a folder's files."""
 
     name: str
     """Its path in the repository."""
     remote: str | None
-    """The remote that it belongs to, by name; None is the default one."""
+    """Name of the remote that it belongs to; None for the default one."""
     oid: str
     bytes: int | None
-    """Its size, where the cache of this machine has it."""
+    """Its size; None if the cache of this machine does not have it."""
 
 
 def stored(root: Path) -> list[Stored]:
-    """Every object that the recorded outputs of the repository at `root` are made of, but for those kept in git.
+    """Every object that the outputs in dvc.lock at `root` consist of; outputs that git keeps have none.
 
     Raises:
         BreedlineError, NetworkError: as `missing`.
@@ -61,7 +61,7 @@ def stored(root: Path) -> list[Stored]:
 
 
 def _folder(repo: Repo, out: Output) -> Iterable[tuple[tuple[str, ...], Meta | None, HashInfo]]:
-    """What is in a folder: its list, from the cache or else the remote; nothing, where that is lost or altered."""
+    """The files in a folder, from its list in the cache or else on the remote; empty if the list is lost or altered."""
     for odb in (repo.cache.local, _store(repo, out.remote)):
         with contextlib.suppress(FileNotFoundError):
             if _is_whole(odb, out.hash_info.value):
@@ -70,15 +70,15 @@ def _folder(repo: Repo, out: Output) -> Iterable[tuple[tuple[str, ...], Meta | N
 
 
 def missing(root: Path, objects: list[Stored], *, deep: bool = False) -> list[Stored]:
-    """Those of `objects` that their remote has not got, or not with the right bytes. Asks it about every one.
+    """Those of `objects` that are missing on their remote, or altered there. Asks the remote about every one.
 
-    Compared are the size, where the cache of this machine has the object, and the MD5, where the remote tells it.
+    Compares the size, if the cache of this machine has the object, and the MD5, if the remote reports one.
 
     Args:
-        deep: read every object and compute its MD5, whatever the remote tells.
+        deep: read every object and compute its MD5, whatever the remote reports.
 
     Raises:
-        BreedlineError: there is no such remote, or it is one that keeps files by name (version_aware, worktree).
+        BreedlineError: there is no such remote, or it stores files by name (version_aware, worktree).
         NetworkError: the remote does not answer.
     """
     with opened(root) as repo, reaching("DVC remote", ".dvc/config"):
@@ -90,9 +90,9 @@ def missing(root: Path, objects: list[Stored], *, deep: bool = False) -> list[St
                 info = store.fs.info(store.oid_to_path(stored.oid))
                 if stored.bytes is not None and info["size"] != stored.bytes:
                     return True
-                if not deep and _md5_told(info) in (None, stored.oid.removesuffix(".dir")):
+                if not deep and _md5_reported(info) in (None, stored.oid.removesuffix(".dir")):
                     return False
-                return not _is_whole(store, stored.oid)  # what was told may be another kind of hash, so read it
+                return not _is_whole(store, stored.oid)  # a reported hash may be no MD5, so only the bytes can tell
             except FileNotFoundError:
                 return True
 
@@ -105,11 +105,11 @@ def missing(root: Path, objects: list[Stored], *, deep: bool = False) -> list[St
             return found
 
 
-def _md5_told(info: dict[str, Any]) -> str | None:
-    """The MD5 of an object that its remote tells without sending it; None where it tells none.
+def _md5_reported(info: dict[str, Any]) -> str | None:
+    """The MD5 that a remote reports with an object's size, without sending the object; None if it reports none.
 
-    Google's is the md5Hash. Amazon's is the ETag, unless the object was sent in parts or is encrypted with a key of KMS;
-    then it is another hash, which in the latter case looks like an MD5.
+    Google Cloud Storage has md5Hash. S3 has the ETag: the MD5, unless the object was uploaded in parts (then there is
+    a hyphen in it) or is encrypted with a KMS key (then it looks like an MD5 but is none).
     """
     if "md5Hash" in info:
         return base64.b64decode(info["md5Hash"]).hex()
@@ -118,14 +118,14 @@ def _md5_told(info: dict[str, Any]) -> str | None:
 
 
 def _is_whole(store: HashFileDB, oid: str) -> bool:
-    """Whether an object has the MD5 that it is named by. Reads all of it. Raises FileNotFoundError if it is not there."""
+    """Whether an object has the MD5 that is its name; reads all of it. Raises FileNotFoundError if there is none."""
     return file_md5(store.oid_to_path(oid), store.fs) == oid.removesuffix(".dir")
 
 
 def upload(root: Path, objects: list[Stored]) -> list[Stored]:
-    """Send `objects` from the cache to their remote, whatever is there; returns those that the cache has not got whole.
+    """Send `objects` from the cache to their remote, whatever is there; returns those that the cache cannot supply.
 
-    An altered object of the cache is removed, as DVC would take it for whole because it is read-only.
+    An object that is altered in the cache is removed from it: DVC trusts read-only files without hashing them.
 
     Raises:
         BreedlineError, NetworkError: as `missing`.
@@ -162,7 +162,7 @@ def _store(repo: Repo, name: str | None) -> HashFileDB:
     remote = repo.cloud.get_remote(name)
     if remote.worktree or remote.fs.version_aware:
         raise BreedlineError(
-            f"the DVC remote {remote.name} keeps files by name, which cannot be verified: use a plain one"
+            f"the DVC remote {remote.name} keeps files by name, which cannot be verified: use one without version_aware and worktree"
         )
-    remote.fs.fs.invalidate_cache()  # what is there now, not what it was when somebody last looked
+    remote.fs.fs.invalidate_cache()  # fsspec caches listings
     return remote.odb

@@ -1,7 +1,7 @@
-"""What DVC knows, asked in this process: its metrics, its lock file, its cache.
+"""What DVC knows: its metrics, its lock file, its cache, asked in this process.
 
-`repo`, `plan` and `remote` are the only modules that import DVC. What they ask of it is not a public interface: should
-it move, these are what to mend.
+`repo`, `plan` and `remote` are the only modules that import DVC. They use parts of it that are not a public interface:
+if a new version of DVC changes these parts, only the three modules have to follow.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ USED = (
 
 @contextlib.contextmanager
 def opened(root: Path) -> Iterator[Repo]:
-    """The repository at `root`, which is the working folder meanwhile: DVC names stages and files as seen from there.
+    """The DVC repository at `root`, open; `root` is the working folder meanwhile, so that DVC's names are relative to it.
 
     Raises:
-        BreedlineError: no DVC repository, a dvc.yaml that DVC cannot read, or a DVC that has moved its insides.
+        BreedlineError: there is no DVC repository, DVC fails, or this version of DVC lacks what is used of it.
     """
     with contextlib.chdir(root):
         try:
@@ -53,7 +53,7 @@ def opened(root: Path) -> Iterator[Repo]:
 
 
 def metrics(root: Path) -> dict[str, tuple[float | None, float | None]]:
-    """Every number among the metrics of the repository at `root`, as `path:key`: the committed value, the present one."""
+    """Every number in the metrics files of the repository at `root`: {"path:key": (value in HEAD, value now)}."""
     with opened(root) as repo:
         committed = not repo.config["core"]["no_scm"] and not repo.scm.no_commits
         shown = repo.metrics.show(revs=["HEAD"] if committed else None, hide_workspace=False)
@@ -71,7 +71,7 @@ def _numbers(shown: dict[str, Any]) -> dict[str, float]:
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {"a.b": value}; an empty mapping is a value, too."""
+    """Nested settings as {"a.b": value}. An empty mapping is kept as a value."""
     if not isinstance(settings, dict) or not settings:
         return {prefix: settings} if prefix else {}
     parts = (flat(value, f"{prefix}.{key}".lstrip(".")) for key, value in settings.items())
@@ -80,7 +80,11 @@ def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def keep_order(root: Path, stages: list[str]) -> Iterator[None]:
-    """Around runs of `stages`, which end in any order: afterwards dvc.lock has them in the order of `dvc repro`."""
+    """On leaving, sort dvc.lock as `dvc repro` would have written it, whatever order `stages` ended in meanwhile.
+
+    Args:
+        stages: in the order of `dvc repro`.
+    """
     before = _locked(root)
     yield
     order = [*before, *(stage for stage in stages if stage not in before)]
@@ -96,7 +100,7 @@ def _locked(root: Path) -> list[str]:
 
 
 def share_cache(checkout: Path, clone: Path) -> None:
-    """Let the repository at `clone` use the cache of the one at `checkout`, and its settings for this machine alone."""
+    """Give the repository at `clone` the cache and the local settings (.dvc/config.local) of the one at `checkout`."""
     with opened(checkout) as repo:
         settings = repo.config.load_one("local")
         settings.setdefault("cache", {})["dir"] = repo.cache.legacy.path
@@ -105,7 +109,7 @@ def share_cache(checkout: Path, clone: Path) -> None:
 
 
 def recorded(root: Path) -> list[str]:
-    """The files in which git keeps what DVC knows: dvc.lock, outputs that are not cached (metrics), what git ignores."""
+    """The files of a run that belong in git: dvc.lock, outputs that DVC does not cache (metrics), each .gitignore."""
     with opened(root) as repo:
         uncached = [str(out) for out in repo.index.outs if not out.use_cache]
         ignores = {str(Path(str(out)).parent / ".gitignore") for out in repo.index.outs if out.use_cache}

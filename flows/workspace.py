@@ -1,4 +1,4 @@
-"""A private clone to work in: the user's checkout is never touched, and DVC's cache is shared."""
+"""A private clone to work in: the user's checkout is never touched; DVC's cache is shared with it."""
 
 import contextlib
 import itertools
@@ -26,14 +26,14 @@ PARAMS = "params.yaml"
 REPOSITORIES = "BREEDLINE_REPOSITORIES"
 """The environment variable that names what may be cloned besides the checkout's own origin, separated by blanks."""
 REMOTE = re.compile(r"[^/]*:")
-"""How what is no folder begins, to git: `https://host/…`, `user@host:path`, `ext::command`."""
+"""What git takes for a url, not a folder: `https://host/…`, `user@host:path`, `ext::command`."""
 PROTOCOLS = "file:git:http:https:ssh"
-"""What git may speak, unless the environment says otherwise; `ext` would run a command that stands in the url."""
+"""Transports that git may use unless GIT_ALLOW_PROTOCOL is set; `ext` would run a command from the url."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """A clone of a repository, of which nothing stays."""
+    """A temporary clone of a repository."""
 
     root: Path
     branch: str | None
@@ -63,9 +63,9 @@ def workspace(repository: str | None, ref: str, checkout: Path) -> Iterator[Work
 
 
 def _allowed(repository: str | None, checkout: Path) -> tuple[str, bool]:
-    """What to clone for whoever asks for `repository`, and whether that is the origin of `checkout`.
+    """The url or folder to clone when a run asks for `repository`, and whether that is the origin of `checkout`.
 
-    It is spelled as the deployment's owner spells it: what a request says is only compared, and never reaches git.
+    It is returned as the deployment's owner has written it: the requested text is only compared, and never given to git.
     """
     origin = origin_of(checkout)
     if not repository or _place(repository, checkout) == _place(origin, checkout):
@@ -80,25 +80,27 @@ def _allowed(repository: str | None, checkout: Path) -> tuple[str, bool]:
 
 
 def _place(repository: str, checkout: Path) -> str:
-    """The same text for every spelling of a repository: of a folder its real path, without a final slash or `.git`."""
+    """One spelling for all those of the same repository: a folder's real path or the url, without a final slash or .git."""
     path = repository.removeprefix("file://")
     if path != repository or not REMOTE.match(repository):
-        with contextlib.suppress(ValueError):  # not even a path, as it has a NUL or half a character
+        with contextlib.suppress(ValueError):  # a NUL or a lone surrogate cannot be in a path
             repository = str((checkout / path).resolve())
     return repository.rstrip("/").removesuffix(".git").rstrip("/")
 
 
 @contextlib.contextmanager
 def _free_folder() -> Iterator[Path]:
-    """The first folder that no other run holds. The names are few, as DVC keeps notes on every place it has seen."""
-    workspaces = cache_dir("workspaces").absolute()  # git looks from the checkout, wherever this process works
+    """The first folder of workspaces/1, 2, … that no other run uses; names are reused since DVC keeps a site cache for each."""
+    workspaces = cache_dir(
+        "workspaces"
+    ).absolute()  # git runs in the checkout, where a relative path would mean another folder
     for lock in workspaces.glob("*.lock"):
         with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)  # left by a run that was killed
     for number in itertools.count(1):
         with contextlib.suppress(Timeout), FileLock(workspaces / f"{number}.lock", timeout=0):
             folder = workspaces / str(number)
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
             try:
                 yield folder
             finally:
@@ -150,7 +152,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def origin_of(checkout: Path) -> str:
-    """Where the checkout was cloned from; the checkout itself if it was not."""
+    """Where the checkout was cloned from; the checkout itself if it has no origin."""
     try:
         return git(checkout, "remote", "get-url", "origin")
     except GitError:
@@ -158,14 +160,14 @@ def origin_of(checkout: Path) -> str:
 
 
 class _Spelled(RoundTripRepresenter):
-    """Writes null as a word, as the file does."""
+    """Writes null as `null`, as params.yaml does, rather than as nothing."""
 
 
 _Spelled.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
 
 
 def override(root: Path, settings: Mapping[str, Any]) -> None:
-    """Write settings such as {"train.epochs": 3} into params.yaml at `root`; the rest of the file stays as it is.
+    """Write settings such as {"train.epochs": 3} into params.yaml at `root`, keeping the comments and the layout.
 
     Raises:
         ParamsError: with every mistake in the file, before or after the change.

@@ -12,7 +12,7 @@ import pytest
 from breedline.errors import BreedlineError, NetworkError
 from flows import verify_remote
 from flows.publish import verified, verify
-from flows.remote import _md5_told, check_remote, has_remote, stored, upload
+from flows.remote import _md5_reported, check_remote, has_remote, stored, upload
 from flows.repo import metrics, recorded
 
 pytestmark = pytest.mark.slow
@@ -144,7 +144,7 @@ def test_what_was_sent_in_parts_has_no_checksum_and_is_read_when_asked_for(
 
 
 def test_a_checksum_of_another_kind_is_no_damage(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.remote._md5_told", lambda _: "0" * 32)  # as with keys of KMS
+    monkeypatch.setattr("flows.remote._md5_reported", lambda _: "0" * 32)  # as with keys of KMS
     assert verify(project.work) == (6, [], [])
 
 
@@ -159,7 +159,7 @@ def test_a_checksum_of_another_kind_is_no_damage(project: Any, monkeypatch: pyte
     ],
 )
 def test_the_md5_that_a_remote_tells(info: dict[str, Any], md5: str | None) -> None:
-    assert _md5_told(info) == md5
+    assert _md5_reported(info) == md5
 
 
 def test_the_command_line_reads_every_object_if_asked_to(project: Any, oids: dict[str, str]) -> None:
