@@ -1,17 +1,17 @@
-"""One image file made ready for training: upright 8-bit RGB JPEG, its shorter side at most `size`, never enlarged.
+"""Presize one image: the file as an upright 8-bit RGB JPEG whose shorter side is at most `size` pixels, never enlarged.
 
-What happens to each kind of file:
+What becomes of each kind of file:
 
 | file | result |
 |---|---|
-| JPEG, RGB, upright, small enough | checked as decoding would, then passed through byte for byte |
-| any other image | decoded, converted to RGB, reduced if need be, turned upright, encoded as JPEG |
+| JPEG, RGB, upright, small enough | checked for whatever would stop a decoder, then kept byte for byte |
+| any other image | decoded, converted to RGB, reduced to `size` if larger, turned upright, encoded as JPEG |
 | CMYK, YCCK, LAB, grey, 1 bit | converted to RGB as Pillow does, without colour profiles |
 | 16 bits a channel | the upper 8 bits |
-| alpha or a transparent palette | laid on white, so that hidden colours stay hidden |
+| alpha or a transparent palette | composited on white, so that hidden colours stay hidden |
 | animation, several pages | the first frame |
 | EXIF orientation | applied, so that the pixels are upright, and dropped |
-| metadata that cannot be read | ignored: the pixels are whole |
+| unreadable metadata | ignored: the pixels are intact |
 | truncated, damaged, 32 bits a channel, under 1 pixel wide | rejected, with the reason |
 | over MAX_PIXELS, or too large to decode within MAX_MEMORY | rejected, with the reason |
 
@@ -41,12 +41,14 @@ MAX_MEMORY, LARGE_MEMORY = 500_000_000, 100_000_000
 BYTES_PER_PIXEL = {"TIFF": 12, "WEBP": 16}
 """What the decoder takes at its peak, by format; 4 for the others. Pillow itself keeps RGB in 4."""
 STRIP_PIXELS = 2**20
+"""A strip has about so many pixels, and at least as many rows as are reduced to one."""
 
 _large = threading.Lock()
 
 DECODER = f"Pillow {PIL.__version__}, libjpeg-turbo {features.version('libjpeg_turbo')}"
-"""Part of the cache key, since another decoder may give other bytes. Raise the version when this module does."""
+"""Part of the cache key, since another decoder may give other bytes."""
 VERSION = 2
+"""Part of the cache key: raise it when a change of this module changes any result."""
 
 KEPT, RESIZED, ENCODED = "kept", "resized", "encoded"
 
@@ -59,22 +61,22 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation: what makes the pixels upright."""
+"""EXIF orientation -> the transposition that makes the image upright."""
 
 NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""What follows a scan of a JPEG. Inside of one, 0xff comes before a zero, or is a restart mark or padding."""
+"""The marker after a scan of a JPEG. Within a scan 0xff is followed by 0x00, or belongs to a restart marker or padding."""
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
-"""What Pillow's plugins raise on damaged files, which is nearly anything."""
+"""What Pillow's plugins raise on damaged files."""
 
 
 class Undecodable(Exception):
-    """The file cannot be used; the message is the reason."""
+    """The image is rejected; the message is the reason, as it is listed in rejected.csv."""
 
 
 class Presized(NamedTuple):
-    """A JPEG, its size in pixels, and how it came about: `kept`, `resized` (and encoded) or only `encoded`."""
+    """A JPEG, its size in pixels, and how it was made: `kept` as it was, `resized` and encoded, or only `encoded`."""
 
     data: bytes
     height: int
@@ -83,7 +85,7 @@ class Presized(NamedTuple):
 
 
 def presize_image(data: bytes, size: int, quality: int) -> Presized:
-    """Make one image file ready; see the module's table.
+    """Presize one image file as the table above says.
 
     Args:
         data: the file's bytes.
@@ -132,37 +134,37 @@ def _presize(image: ImageFile.ImageFile, data: bytes, size: int, quality: int) -
             _check(image, data)
             return Presized(data, height, width, KEPT)
         image.load()
-        orientation = _orientation(image)  # asked once decoded: TIFF has turned itself by then
+        orientation = _orientation(image)  # after decoding, as Pillow turns a TIFF while it loads it
         picture = _rgb(image) if small else _reduced(image, target)
         if orientation in UPRIGHT:
             picture = picture.transpose(UPRIGHT[orientation])
         buffer = io.BytesIO()
-        # what was small has no detail to spare, so its colours keep their full resolution
+        # a small image has no detail to spare, so its chroma keeps the full resolution (4:4:4)
         picture.save(buffer, "JPEG", quality=quality, subsampling=0 if small else 2, comment=b"")
         return Presized(buffer.getvalue(), picture.height, picture.width, ENCODED if small else RESIZED)
 
 
 def _coefficients(image: ImageFile.ImageFile, data: bytes) -> int:
-    """Bytes of the coefficients, which libjpeg holds where one scan of a JPEG does not have all colours in full."""
+    """Bytes that libjpeg buffers as DCT coefficients: 2 a value, if the JPEG is progressive or its colours are in several scans."""
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or not image.fp:
         return 0
-    colours_of_scan = data[data.rfind(START_OF_SCAN, 0, image.fp.tell()) + 4]
-    one_scan = colours_of_scan == image.layers and "progressive" not in image.info
+    components = data[data.rfind(START_OF_SCAN, 0, image.fp.tell()) + 4]
+    one_scan = components == image.layers and "progressive" not in image.info
     return 0 if one_scan else 2 * image.layers * image.width * image.height
 
 
 def _memory(image: ImageFile.ImageFile, target: tuple[int, int]) -> int:
-    """Bytes that decoding `image` and making it `target` pixels large take at most."""
+    """Upper bound, in bytes, of the memory for decoding `image` and reducing it to `target`, (width, height) in pixels."""
     across, down = _factors(image, target)
     pixels = image.width * image.height
     decoding = BYTES_PER_PIXEL.get(str(image.format), 4) * max(pixels, _pixels_of_tile(image))
-    strip = 16 * max(STRIP_PIXELS, image.width * down)  # with its conversions
+    strip = 16 * max(STRIP_PIXELS, image.width * down)  # and its conversions
     picture = 9 * pixels // (across * down)  # before and after it is resized or turned, or with its transparency
     return decoding + strip + picture
 
 
 def _pixels_of_tile(image: ImageFile.ImageFile) -> int:
-    """Of a TIFF in tiles, which are decoded whole and may claim to be larger than the image; else 0."""
+    """Pixels of one tile of a tiled TIFF, else 0: a tile is decoded whole, and may be declared larger than the image."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return 0
     width, height = (image.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH))
@@ -170,12 +172,12 @@ def _pixels_of_tile(image: ImageFile.ImageFile) -> int:
 
 
 def _factors(image: Image.Image, target: tuple[int, int]) -> tuple[int, int]:
-    """By how much to divide width and height so that at least twice `target` is left, as `resize(reducing_gap=2)` does."""
+    """Whole factors that reduce width and height to at least twice `target`, as `resize(reducing_gap=2)` chooses them."""
     return image.width // (2 * target[0]) or 1, image.height // (2 * target[1]) or 1
 
 
 def _reduced(image: Image.Image, target: tuple[int, int]) -> Image.Image:
-    """`_rgb(image).resize(target, LANCZOS, reducing_gap=2)`, to the byte, but a strip of the image at a time."""
+    """The same bytes as `_rgb(image).resize(target, LANCZOS, reducing_gap=2)`, but converted and reduced in strips."""
     across, down = _factors(image, target)
     picture = Image.new("RGB", (-(-image.width // across), -(-image.height // down)))
     rows = down * max(1, STRIP_PIXELS // (image.width * down))
@@ -189,8 +191,8 @@ def _reduced(image: Image.Image, target: tuple[int, int]) -> Image.Image:
 def _check(image: ImageFile.ImageFile, data: bytes) -> None:
     """Raise what decoding the JPEG `data`, opened as `image` in draft mode, would raise, in a fifth of the time.
 
-    No bits within a scan stop the decoder, they are only wrong pixels; so where the end of the image follows the
-    first scan, as it does unless the file is progressive or cut short, the beginning of the scan stands for all of it.
+    Wrong bits within a scan give wrong pixels, but never stop the decoder. Where the end-of-image marker follows the
+    first scan (the file is neither progressive nor cut short), it is therefore enough to decode the beginning of the scan.
     """
     scan = image.fp.tell() if image.fp else 0
     marker = NEXT_MARKER.search(data, scan)
@@ -210,8 +212,8 @@ def _orientation(image: Image.Image) -> int:
 def _rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB, whatever the mode; see the module's table."""
     if image.mode in ("F", "I"):
-        raise Undecodable("32 bits a channel, of which nothing says where white is")
-    if image.mode.startswith("I;16"):  # `convert` would clip all but the darkest to white
+        raise Undecodable("32 bits a channel, in which no value is known to be white")
+    if image.mode.startswith("I;16"):  # `convert` alone would clip every value over 255 to white
         return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
     if image.has_transparency_data:
         layer = image if image.mode == "RGBA" else image.convert("RGBA")

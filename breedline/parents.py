@@ -1,4 +1,4 @@
-"""The processes that started this one: a stage ends with its dvc, and its workers end with the stage."""
+"""Tie processes together: a stage ends when the dvc that started it does, and its workers end with the stage."""
 
 import contextlib
 import os
@@ -14,9 +14,9 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 def end_with_dvc() -> None:
-    """Follow the dvc that started this process: a SIGKILL of it cannot be passed on, and the orphan would write on.
+    """End this process as soon as the dvc that started it has ended: after a SIGKILL of dvc the orphan would go on writing.
 
-    A stage that was started by hand is a program like any other, and may outlive its terminal.
+    No-op for a stage that was started by hand, which may outlive its terminal.
     """
     if "DVC_STAGE" not in os.environ:
         return
@@ -26,7 +26,7 @@ def end_with_dvc() -> None:
         sys.exit(TERMINATED)
 
     def watch() -> None:
-        while all(map(_lives, starters)):
+        while all(map(_is_alive, starters)):
             time.sleep(0.5)
         end()
 
@@ -34,9 +34,9 @@ def end_with_dvc() -> None:
 
 
 def _starters() -> list[psutil.Process]:
-    """The dvc that started this process, and the shell in between where there is one; none if it has ended already.
+    """The dvc that started this process and any shell in between; empty if dvc has ended already.
 
-    It is told from whoever adopts orphans by its process group: dvc starts a stage in its own.
+    Their process group tells them from the process that adopts orphans: dvc starts a stage in its own group.
     """
     starters = []
     process = psutil.Process().parent()
@@ -49,7 +49,7 @@ def _starters() -> list[psutil.Process]:
     return []
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -57,7 +57,7 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def end(*_: object) -> None:
-    """End this process and its workers, at once; the next run removes what was temporary."""
+    """End this process and its workers at once, also as a signal handler; the next run removes temporary files."""
     for worker in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             worker.terminate()

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a log line now and then where there is none."""
+"""Progress of long work: a bar on a terminal, elsewhere a log line every few seconds."""
 
 import logging
 import time
@@ -15,12 +15,12 @@ console = Console(stderr=True)
 
 @contextmanager
 def progress(what: str, total: int | None, *, in_bytes: bool = False) -> Iterator[Callable[[int], None]]:
-    """Give a function that is told of each further piece of work: `advance(count)`.
+    """Yield a function `advance(count)` to call after each further `count` pieces of work.
 
     Args:
-        what: what is being done, in a word or two.
-        total: pieces in all, or None where nobody knows.
-        in_bytes: the pieces are bytes.
+        what: a short description of the work, shown as it is.
+        total: number of pieces, or None if it is unknown.
+        in_bytes: whether the pieces are bytes.
     """
     count = DownloadColumn() if in_bytes else MofNCompleteColumn()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), count, TimeRemainingColumn())

@@ -1,4 +1,4 @@
-"""What of a url may be shown: logs, errors and reports are read by people who may not have its secrets."""
+"""Urls without their secrets, as they may be shown in logs, errors and reports."""
 
 import re
 import string

@@ -1,4 +1,4 @@
-"""What a source is like right now, asked without fetching it: tells whether it has changed since somebody last looked."""
+"""The version of a source, asked without fetching it: another one means that the source has changed."""
 
 import hashlib
 import json
@@ -9,24 +9,24 @@ from breedline.errors import BreedlineError, NetworkError
 from breedline.fetch import HTTP, filesystem, reaching
 from breedline.params import Source
 
-TELLING = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "md5Hash")
-"""What the file systems of fsspec know of a file that changes with its content."""
+VERSION_FIELDS = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "md5Hash")
+"""What fsspec's file systems tell of a file that changes with its content; each of them has some of these."""
 
 
 def version_of(source: Source, timeout: float) -> str:
-    """A hash of the server's ETag, Last-Modified and length; of a file's size and time; of a folder's listing.
+    """A SHA-256 of what identifies the content: ETag, Last-Modified and length over HTTP, else each file's size and times.
 
     Raises:
-        BreedlineError: the source is not there.
+        BreedlineError: the source is missing.
         NetworkError: the server does not answer.
     """
     if source.url == "digits":
-        known: object = "digits"
+        state: object = "digits"
     elif source.url.startswith(HTTP):
-        known = _of_url(source.url, timeout)
+        state = _of_url(source.url, timeout)
     else:
-        known = _of_files(source.url)
-    return hashlib.sha256(json.dumps([source.url, known], default=str).encode()).hexdigest()
+        state = _of_files(source.url)
+    return hashlib.sha256(json.dumps([source.url, state], default=str).encode()).hexdigest()
 
 
 def _of_url(url: str, timeout: float) -> list[str | None]:
@@ -38,7 +38,7 @@ def _of_url(url: str, timeout: float) -> list[str | None]:
                 httpx.codes.NOT_IMPLEMENTED,
                 httpx.codes.FORBIDDEN,
             ):
-                with client.stream("GET", url) as answer:  # some servers tell only who asks for it all
+                with client.stream("GET", url) as answer:  # some servers answer GET only; the body is not read
                     pass
     except httpx.InvalidURL as error:  # which may quote a part of the password
         raise BreedlineError(f"{url} is not a valid url: mend it in params.yaml") from error
@@ -56,4 +56,4 @@ def _of_files(url: str) -> list[object]:
     with reaching(url):
         fs.invalidate_cache()
         files = fs.find(path, detail=True) if fs.isdir(path) else {path: fs.info(path)}
-    return [[name, *(str(info.get(key)) for key in TELLING)] for name, info in sorted(files.items())]
+    return [[name, *(str(info.get(key)) for key in VERSION_FIELDS)] for name, info in sorted(files.items())]

@@ -256,7 +256,7 @@ def test_other_formats_are_rejected_for_a_reason_that_is_the_same_each_time(data
 
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_pixels_without_a_known_white_are_rejected(mode: str) -> None:
-    assert reason(encode(waves().convert(mode), "TIFF")) == "32 bits a channel, of which nothing says where white is"
+    assert reason(encode(waves().convert(mode), "TIFF")) == "32 bits a channel, in which no value is known to be white"
 
 
 def png_of(width: int, height: int) -> bytes:
