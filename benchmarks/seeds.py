@@ -1,4 +1,4 @@
-"""How far the test accuracy depends on luck: the train and evaluate stages over several seeds, on the same images and split.
+"""How much the test accuracy depends on the seed: the train and evaluate stages over several, on one split of the images.
 
     python -m benchmarks.seeds [--seeds N]
 

@@ -24,9 +24,9 @@ from breedline.files import new_file
 
 Layout = Literal["constrained", "compressed"]
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
-LONGEST = 28
+MAX_LABEL = 28
 """Characters of a label; in a longer one, the middle is left out."""
-MOST_CLASSES = 100
+MAX_CLASSES = 100
 """Rows at most of a picture with a row per class."""
 CLASSES_WITH_NUMBERS = 40
 """Up to so many classes, the cells of the confusion matrix have room for their numbers."""
@@ -44,10 +44,10 @@ def _picture(path: Path, width: float, height: float, layout: Layout = "constrai
 
 
 def short(label: str) -> str:
-    """The label in at most LONGEST printable characters."""
+    """The label in at most MAX_LABEL printable characters."""
     text = "".join(character if character.isprintable() else " " for character in label)
-    half = LONGEST // 2
-    return text if len(text) <= LONGEST else f"{text[: half - 1]}…{text[-half:]}"
+    half = MAX_LABEL // 2
+    return text if len(text) <= MAX_LABEL else f"{text[: half - 1]}…{text[-half:]}"
 
 
 def batch_picture(dls: DataLoaders, path: Path) -> None:

@@ -18,7 +18,7 @@ from breedline.learner import data_block, loss_function, pick_device
 from breedline.loader import View
 from breedline.metrics import confused_pairs, confusion, per_class, summary
 from breedline.params import Evaluate
-from breedline.pictures import MOST_CLASSES, confusion_picture, f1_picture, sheet_picture, short
+from breedline.pictures import MAX_CLASSES, confusion_picture, f1_picture, sheet_picture, short
 from breedline.pixels import Store
 from breedline.progress import progress
 from breedline.shards import PRESIZED_COLUMNS, ShardSet
@@ -132,7 +132,7 @@ def _report(
 
 
 def _class_pictures(predictions: pd.DataFrame, scores: pd.DataFrame, folder: Path) -> None:
-    shown = scores.head(MOST_CLASSES)
+    shown = scores.head(MAX_CLASSES)
     which = "by class" if len(shown) == len(scores) else f"of the worst {len(shown)} of {len(scores)} classes"
     counts = confusion(predictions, list(shown["class"]))
     confusion_picture(counts, f"Test split: confusion {which}", folder / "confusion.png")

@@ -15,7 +15,7 @@ from breedline.learner import Geometry, data_block
 from breedline.loader import PixelsDL
 from breedline.params import Augment
 from breedline.pictures import (
-    LONGEST,
+    MAX_LABEL,
     batch_picture,
     confusion_picture,
     f1_picture,
@@ -104,7 +104,7 @@ def test_pictures_of_classes_grow_with_their_number(
 @pytest.mark.parametrize("name", UGLY)
 def test_a_long_label_keeps_both_ends(name: str) -> None:
     text = short(name)
-    assert len(text) <= LONGEST
+    assert len(text) <= MAX_LABEL
     assert text.isprintable()
     assert (text[:13], text[-13:]) == (short(name[:13]), short(name[-13:]))
 

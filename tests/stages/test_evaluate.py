@@ -13,8 +13,9 @@ from breedline.bundle import load_bundle
 from breedline.errors import BreedlineError
 from breedline.items import load_items
 from breedline.loader import View
+from breedline.pictures import MAX_CLASSES
 from breedline.pixels import Pixels
-from stages.evaluate import evaluate, predict
+from stages.evaluate import _class_pictures, evaluate, predict
 
 Pipeline = Any
 Width = Callable[[Path], int]
@@ -70,6 +71,17 @@ def test_labels_are_text_in_tables_and_pictures(pipeline: Pipeline, trained: Pat
     plain = run(pipeline, trained / "bundle", tmp_path / "plain")
     assert run(pipeline, bundle, tmp_path, tmp_path / "labels.csv") == plain
     assert set(pd.read_csv(tmp_path / "report/per_class.csv")["class"]) == set(UGLY.values())
+
+
+def test_of_many_classes_the_worst_are_drawn(tmp_path: Path, width: Width, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = []
+    monkeypatch.setattr("stages.evaluate.f1_picture", lambda *drawn: titles.append(drawn[2]))
+    names = [f"class {number}" for number in range(MAX_CLASSES + 20)]
+    predictions = pd.DataFrame({"actual": names, "predicted": names[:1] * 20 + names[20:]})
+    scores = pd.DataFrame({"class": names, "f1": [0.0] * 20 + [1.0] * MAX_CLASSES, "images": 1})
+    _class_pictures(predictions, scores, tmp_path)
+    assert titles == [f"Test split: F1 of the worst {MAX_CLASSES} of {len(names)} classes"]
+    assert 2000 < width(tmp_path / "confusion.png") < 3000
 
 
 @pytest.mark.parametrize("tta", [0, 2])
