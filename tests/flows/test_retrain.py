@@ -180,7 +180,7 @@ def test_the_run_has_the_artifacts_and_tasks_and_a_name_that_tells_what_it_was_f
 def test_what_cannot_be_published_does_not_even_start(project: Any) -> None:
     project.git("push", "--quiet", "origin", "HEAD:refs/tags/v1")
     assert run(ref="v1") == ("Failed", "v1 is no branch, and only to a branch can be published: name one")
-    assert run(ref="v2") == ("Failed", "there is no branch, tag or commit called v2")
+    assert run(ref="v2") == ("Failed", "there is no branch, tag or commit called 'v2'")
     (project.work / ".dvc/config").write_text("")
     project.git("commit", "--quiet", "--all", "--message", "no remote")
     project.git("push", "--quiet")
