@@ -248,7 +248,7 @@ def _deployed(client: SyncPrefectClient) -> Iterator[list[str]]:
     try:
         yield names
     finally:
-        if _answers(str(client.api_url)):
+        if _answers(str(client.api_url).rstrip("/")):
             for deployment in ids:
                 client.pause_deployment(deployment)
             _cancel_unfinished(client, ids)
