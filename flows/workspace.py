@@ -74,13 +74,13 @@ def _allowed(repository: str | None, checkout: Path) -> tuple[str, bool]:
         if _place(repository, checkout) == _place(allowed, checkout):
             return allowed, False
     raise BreedlineError(
-        f"{redacted(repository[:200])!r} is not where this checkout was cloned from: leave it out, or let the deployment's owner "
-        f"name it in {REPOSITORIES}, which the worker's environment has (urls and folders, separated by blanks)"
+        f"{redacted(repository[:2000])[:200]!r} is not where this checkout was cloned from: leave it out, or let the "
+        f"deployment's owner name it in {REPOSITORIES} in the worker's environment (urls and folders, separated by blanks)"
     )
 
 
 def _place(repository: str, checkout: Path) -> str:
-    """One spelling for all those of the same repository: a folder's real path or the url, without a final slash or .git."""
+    """A repository's folder (its real path) or url, without a final slash or `.git`: equal for all ways to spell it."""
     path = repository.removeprefix("file://")
     if path != repository or not REMOTE.match(repository):
         with contextlib.suppress(ValueError):  # a NUL or a lone surrogate cannot be in a path
@@ -90,10 +90,11 @@ def _place(repository: str, checkout: Path) -> str:
 
 @contextlib.contextmanager
 def _free_folder() -> Iterator[Path]:
-    """The first folder of workspaces/1, 2, … that no other run uses; names are reused since DVC keeps a site cache for each."""
-    workspaces = cache_dir(
-        "workspaces"
-    ).absolute()  # git runs in the checkout, where a relative path would mean another folder
+    """The first folder of workspaces/1, 2, … that no other run uses.
+
+    The names are used again and again, as DVC keeps a cache (its site cache) for each path that it has ever opened.
+    """
+    workspaces = cache_dir("workspaces").absolute()  # git runs in the checkout, where a relative path is another folder
     for lock in workspaces.glob("*.lock"):
         with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
             shutil.rmtree(lock.with_suffix(""), ignore_errors=True)  # left by a run that was killed

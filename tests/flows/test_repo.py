@@ -5,11 +5,12 @@ from typing import Any
 
 import dvc
 import pytest
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from breedline.errors import BreedlineError
 from flows.plan import plan
-from flows.repo import flat, keep_order, metrics
+from flows.repo import flat, keep_order, metrics, opened
 
 
 @pytest.mark.parametrize(
@@ -62,3 +63,12 @@ def test_nested_settings_are_flat_and_empty_ones_are_kept() -> None:
     settings = {"a": {"b": {"c": 1}, "d": {}}, "e": [], "f": None, "g": {}}
     assert flat(settings) == {"a.b.c": 1, "a.d": {}, "e": [], "f": None, "g": {}}
     assert flat({}) == flat(None) == {}
+
+
+def test_no_password_in_what_dvc_says_is_shown(make_repository: Callable[..., Any]) -> None:
+    with (
+        pytest.raises(BreedlineError, match="cannot reach https://localhost/store") as error,
+        opened(make_repository().root),
+    ):
+        raise DvcException("cannot reach https://user:s3cret@localhost/store")
+    assert "s3cret" not in str(error.value)
