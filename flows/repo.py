@@ -17,7 +17,6 @@ from dvc.repo import Repo
 from dvc.utils.serialize import load_yaml, modify_yaml
 
 from breedline.errors import BreedlineError
-from breedline.urls import redacted
 
 MADE_WITH = "3.67"
 USED = (
@@ -44,8 +43,7 @@ def opened(root: Path) -> Iterator[Repo]:
                     operator.attrgetter(name)(repo)
                 yield repo
         except DvcException as error:
-            said = redacted(" ".join(str(error).split()))  # the url of a remote may hold a password
-            raise BreedlineError(f"{root}: {said}") from error
+            raise BreedlineError(f"{root}: {' '.join(str(error).split())}") from error
         except (AttributeError, ImportError) as error:
             if not dvc.__version__.startswith(MADE_WITH):
                 raise BreedlineError(

@@ -73,8 +73,9 @@ def _allowed(repository: str | None, checkout: Path) -> tuple[str, bool]:
     for allowed in os.environ.get(REPOSITORIES, "").split():
         if _place(repository, checkout) == _place(allowed, checkout):
             return allowed, False
+    shown = redacted(repository[:2000])[:200]  # not the other way round: half a password is not recognised
     raise BreedlineError(
-        f"{redacted(repository[:2000])[:200]!r} is not where this checkout was cloned from: leave it out, or let the "
+        f"{shown!r} is not where this checkout was cloned from: leave it out, or let the "
         f"deployment's owner name it in {REPOSITORIES} in the worker's environment (urls and folders, separated by blanks)"
     )
 
@@ -147,8 +148,7 @@ def git(folder: Path, *arguments: str) -> str:
     except (OSError, ValueError) as error:
         raise GitError(f"git {command}: {error}") from error
     if done.returncode:
-        said = redacted(" ".join(done.stderr.split()))  # git repeats the url, which may hold a password
-        raise GitError(f"git {command}: {said or f'exit code {done.returncode}'}")
+        raise GitError(f"git {command}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
     return done.stdout.strip()
 
 

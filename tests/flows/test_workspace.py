@@ -110,7 +110,9 @@ def test_a_repository_that_is_not_there_is_one_line(plain: Path) -> None:
 
 def test_no_password_in_a_url_is_shown(plain: Path) -> None:
     git(plain, "remote", "add", "origin", "foo://user:s3cret@localhost/plain.git?token=s3cret")
-    for repository, said in ((None, "git clone: .*foo"), ("https://user:s3cret@localhost/other.git", "is not where")):
+    other = "https://user:s3cret@localhost/other.git"
+    long = f"https://user:{'s3cret' * 40}@localhost/other.git"
+    for repository, said in ((None, "git clone: .*foo"), (other, "is not where"), (long, "is not where")):
         with pytest.raises(BreedlineError, match=said) as error, workspace(repository, "main", plain):
             pass
         assert "s3cret" not in str(error.value)
