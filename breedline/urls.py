@@ -1,7 +1,6 @@
 """Urls without their secrets, as they may be shown in logs, errors and reports."""
 
 import re
-import string
 
 URL = re.compile(
     r"""(?<![a-z0-9+.-])(?P<scheme>[a-z][a-z0-9+.-]*:/+)
@@ -10,6 +9,8 @@ URL = re.compile(
         (?P<query>[?\#]\S+)?""",
     re.VERBOSE | re.IGNORECASE,
 )
+PUNCTUATION = "\"'`)>]},.;:!?"
+"""At the end of a query it belongs to the sentence around the url."""
 
 
 def redacted(text: str) -> str:
@@ -22,5 +23,6 @@ def redacted(text: str) -> str:
 
 def _bare(url: re.Match[str]) -> str:
     query = url["query"] or ""
-    after = query[len(query.rstrip(string.punctuation)) :]  # belongs to the sentence around the url
-    return url["scheme"] + url["place"] + (f"{query[0]}…{after}" if query else "")
+    secret = query.rstrip(PUNCTUATION)
+    shown = f"{query[0]}…" if secret else ""
+    return url["scheme"] + url["place"] + shown + query[len(secret) :]

@@ -14,6 +14,7 @@ WITH_SECRETS = {
     f"HTTPS://user:{SECRET}@host/pets.tgz": "HTTPS://host/pets.tgz",
     f"https://host/pets.tgz?token={SECRET}": "https://host/pets.tgz?…",
     f"https://host/pets.tgz?{SECRET}": "https://host/pets.tgz?…",
+    f"https://host/pets.tgz?token={SECRET}==": "https://host/pets.tgz?…",
     f"https://host/pets.tgz#{SECRET}": "https://host/pets.tgz#…",
     f"https://host?sig={SECRET}/{SECRET}?{SECRET}": "https://host?…",
     f"https://bucket.s3.amazonaws.com/a/pets.tgz?{SIGNED}": "https://bucket.s3.amazonaws.com/a/pets.tgz?…",
@@ -28,6 +29,7 @@ WITH_SECRETS = {
 }
 WITHOUT = [
     "digits",
+    "did you mean https://host/pets.tgz?",
     "/data/what?.csv",
     "../photos@home",
     "https://host/a/pets.tgz",
