@@ -34,6 +34,8 @@ EXTENDED = {
     tarfile.GNUTYPE_LONGLINK,
 }
 """Types of the headers that only extend the header of the file after them."""
+MAX_XZ_MEMORY = 2**28
+"""Bytes; what `xz -9` packs needs 65 MB, but a file may declare a dictionary of 4 GB."""
 MAX_EXTENDED = 1_000_000
 """Most bytes that all extended headers of one file may have together."""
 EVERYTHING = ["*"]
@@ -164,10 +166,32 @@ def _listing(fs: Any, path: str) -> Iterator[dict[str, Any]]:
             yield info
 
 
+class _Xz:
+    """The content of an xz file of one or several streams, as LZMAFile gives it, but within MAX_XZ_MEMORY."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.decompressor = file, lzma.LZMADecompressor(memlimit=MAX_XZ_MEMORY)
+
+    def read(self, size: int) -> bytes:
+        data = b""
+        while not data:
+            if self.decompressor.eof:  # the next stream may come after padding
+                packed = self.decompressor.unused_data.lstrip(b"\0") or self.file.read(2**16).lstrip(b"\0")
+                if not packed:
+                    break
+                self.decompressor = lzma.LZMADecompressor(memlimit=MAX_XZ_MEMORY)
+            else:
+                packed = self.file.read(2**16) if self.decompressor.needs_input else b""
+                if not packed and self.decompressor.needs_input:
+                    raise EOFError("it ends too soon")
+            data = self.decompressor.decompress(packed, size)
+        return data
+
+
 OPENERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
     b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ\0": lzma.LZMAFile,
+    b"\xfd7zXZ\0": _Xz,
     b"\x28\xb5\x2f\xfd": lambda file: zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True),
 }
 

@@ -16,6 +16,7 @@ import sys
 import tarfile
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,12 @@ def test_an_archive_gives_its_files_in_its_order(kind: str, make: Make, params: 
 def test_an_archive_may_be_packed_in_parts(kind: str, make: Make, params: Download) -> None:
     whole = packed("tar", FILES)
     path = make(PACKERS[kind](whole[:7000]) + PACKERS[kind](whole[7000:]))
+    assert read(path, params) == FILES
+
+
+def test_an_xz_may_be_padded_between_its_streams(make: Make, params: Download) -> None:
+    whole = packed("tar", FILES)
+    path = make(lzma.compress(whole[:7000]) + bytes(4) + lzma.compress(whole[7000:]) + bytes(8))
     assert read(path, params) == FILES
 
 
@@ -362,6 +369,15 @@ def test_global_headers_do_not_pile_up(make: Make, params: Download) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4_000_000
+
+
+def test_an_xz_that_wants_a_gigabyte_of_dictionary_is_refused(make: Make, params: Download) -> None:
+    content = bytearray(packed("xz", FILES))
+    end = 12 + 4 * (content[12] + 1)  # of the block's header, whose last four bytes are its checksum
+    at = content.index(b"\x21\x01", 12, end) + 2  # LZMA2, with one byte of properties: the dictionary's size
+    content[at] = 36  # 1 GiB
+    content[end - 4 : end] = zlib.crc32(content[12 : end - 4]).to_bytes(4, "little")
+    refuses(make(bytes(content)), params, "Memory usage limit")
 
 
 @pytest.mark.parametrize("version", [b"old", b"1.0"])
