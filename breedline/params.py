@@ -41,7 +41,7 @@ class Source(_Section):
     """Where images come from."""
 
     url: str = Field(min_length=1)
-    """`digits` (embedded), http(s)://…, a local archive or folder, or any fsspec URL (s3://…, gs://…)."""
+    """`digits` (embedded), a local archive or folder, or the url of one: http(s)://, s3://, gs://, az://."""
     sha256: Sha256 | None = None
     """Of the archive's bytes: pins the data. A folder has none."""
     include: list[str] | None = None

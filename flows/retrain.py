@@ -28,6 +28,10 @@ T = TypeVar("T")
 RETRIES, RETRY_DELAY = 3, 60
 """Of what needs the network, and the seconds between."""
 
+FOR_COMMITTERS = ("download", "weights", "gate")
+"""Sections that a run may not change: a source may be any folder that this process can read, secrets included, and a
+wider gate would publish anything. Whoever only asks for a run decides neither."""
+
 
 @flow(name="retrain", flow_run_name=run_name, persist_result=False)
 def retrain(
@@ -43,7 +47,8 @@ def retrain(
         repository: what to clone: what the folder of this process was cloned from, or one that
             $BREEDLINE_REPOSITORIES names.
         ref: a branch; or, without `publish`, a tag or commit.
-        overrides: settings to change in params.yaml, such as {"train.epochs": 20}; they are published with the result.
+        overrides: settings to change in params.yaml, such as {"train.epochs": 20}, which are published with the result;
+            not those of FOR_COMMITTERS.
         force: stages to run although nothing they depend on has changed, such as download.
         publish: whether to publish at all.
     """
@@ -72,6 +77,11 @@ def _override(root: Path, overrides: dict[str, Any]) -> None:
         load_params(root / PARAMS)
     except ParamsError as error:
         raise ParamsError(str(error).replace(f"{root}/", "")) from error
+    if refused := sorted(key for key in overrides if key.split(".")[0] in FOR_COMMITTERS):
+        raise ParamsError(
+            f"overrides: {', '.join(refused)} cannot be changed for a run: where images and weights come from, and what "
+            f"the gate lets pass, is changed in {PARAMS} on the branch"
+        )
     try:
         override(root, overrides)
     except ParamsError as error:

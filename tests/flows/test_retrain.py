@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -147,12 +148,29 @@ def test_what_is_not_published_goes_nowhere(project: Any, arguments: dict[str, A
     ("overrides", "message"),
     [
         ({"train.epoch": 3}, "overrides: train.epoch: unknown setting; did you mean epochs?"),
-        ({"gate.tolerance": -1}, "overrides: gate.tolerance = -1: should be greater than or equal to 0"),
+        ({"train.epochs": 0}, "overrides: train.epochs = 0: should be greater than 0"),
         ({"train.epochs.x": 1}, "overrides: train.epochs.x: epochs is a setting itself, not a section"),
     ],
 )
 def test_an_override_that_is_wrong_is_named_in_one_line(project: Any, overrides: dict[str, Any], message: str) -> None:
     assert run(overrides=overrides) == ("Failed", message)
+    assert project.ran() == []
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"download.sources": [{"url": "../canary"}]},
+        {"download": {"sources": [{"url": "../canary"}]}},
+        {"weights.source": {"url": "../canary"}},
+        {"gate.tolerance": 1, "train.epochs": 2},
+    ],
+)
+def test_who_asks_for_a_run_neither_names_a_source_nor_widens_the_gate(project: Any, overrides: dict[str, Any]) -> None:
+    (project.work.parent / "canary").write_text("a secret")
+    name, message = run(overrides=overrides)
+    assert name == "Failed"
+    assert re.fullmatch(r"overrides: (download|weights|gate)[\w.]* cannot be changed for a run: .*", message)
     assert project.ran() == []
 
 
