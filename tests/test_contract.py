@@ -233,7 +233,7 @@ def _direct_requirements() -> Iterator[Requirement]:
     for text in [*project["dependencies"], *extras["dev"]]:
         requirement = Requirement(text)
         if requirement.name == project["name"]:
-            yield from (Requirement(of_extra) for extra in requirement.extras for of_extra in extras[extra])
+            yield from (Requirement(of_extra) for extra in sorted(requirement.extras) for of_extra in extras[extra])
         else:
             yield requirement
 
