@@ -72,6 +72,8 @@ def _warn_of_loss(images: ShardSet, wanted: pd.DataFrame, params: Presize) -> No
 
     Only headers are read, so that it costs next to nothing, and the warning appears when all images are cached, too.
     """
+    if params.shorter_side >= ENOUGH:
+        return
     sample = wanted.iloc[:: -(-len(wanted) // SAMPLE)]
     heads = (
         images.read(shard, offset, min(size, HEAD_BYTES))
@@ -79,7 +81,7 @@ def _warn_of_loss(images: ShardSet, wanted: pd.DataFrame, params: Presize) -> No
     )
     sides = [side for head in heads if (side := shorter_side(head))]
     median = statistics.median_low(sides) if sides else 0
-    if params.shorter_side < ENOUGH and median > MUCH_LARGER * params.shorter_side:
+    if median > MUCH_LARGER * params.shorter_side:
         log.warning(
             "presize: half of the images have a shorter side of %d pixels or more, reduced to presize.shorter_side = %d: "
             "raise it for photos, as in presets/photos.yaml",
