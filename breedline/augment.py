@@ -1,0 +1,108 @@
+"""fastai's transforms: as the DataBlock has them, and as the random views of a batch that they draw.
+
+fastai interpolates after each of them: the crop, then flip, warp, rotation and zoom, then the crop and resize on the
+batch. Here they only draw their random numbers, in fastai's order, so that equal seeds give fastai's batches, except for
+the blur of repeated interpolation; views.py looks up each pixel once.
+"""
+
+from typing import Any
+
+import torch
+from fastai.data.transforms import IntToFloatTensor, Normalize
+from fastai.torch_core import TensorBase
+from fastai.vision.augment import RandomResizedCropGPU, Resize, aug_transforms, find_coeffs
+from fastai.vision.core import TensorImage
+from fasttransform import Pipeline
+
+from breedline.params import Augment
+from breedline.pixels import Pixels
+from breedline.views import Geometry, Windows, look_up
+
+NOTHING: dict[str, Any] = {"do_flip": False, "max_rotate": 0, "max_zoom": 1, "max_warp": 0, "max_lighting": 0}
+"""Arguments of `aug_transforms` that change nothing."""
+
+
+class Transforms:
+    """The transforms from an image to the normalised view of it that a batch has."""
+
+    def __init__(self, geometry: Geometry, augment: Augment) -> None:
+        self.geometry = geometry
+        self.crop = Resize(geometry.item_size)
+        shape = {name: getattr(augment, name) for name in ("max_rotate", "max_zoom", "max_warp")}
+        self.affine = aug_transforms(**{**NOTHING, **shape, "do_flip": augment.flip})
+        # aug_transforms has a `size`, too, but drops it if no affine transform is asked for
+        self.window = RandomResizedCropGPU(geometry.size, min_scale=augment.min_scale, ratio=(1, 1))
+        self.rest = [
+            *aug_transforms(**{**NOTHING, "max_lighting": augment.max_lighting}),
+            Normalize.from_stats(geometry.mean, geometry.std),
+        ]
+        """Lighting and normalisation: what is left to do with a view."""
+        self.replaced = [IntToFloatTensor(), *self.affine, self.window]
+        """The batch transforms that `views` stands for."""
+
+    @property
+    def item(self) -> list[Any]:
+        """A DataBlock's item transforms."""
+        return [self.crop]
+
+    @property
+    def batch(self) -> list[Any]:
+        """A DataBlock's batch transforms."""
+        return [*self.replaced, *self.rest]
+
+    def finished(self, pixels: Pixels, device: torch.device, split_idx: int) -> torch.Tensor:
+        """The views of a batch after all transforms, as a plain tensor."""
+        views = TensorImage(self.views(pixels, device, split_idx))
+        return Pipeline(self.rest, split_idx=split_idx)(views).as_subclass(torch.Tensor)
+
+    def views(self, pixels: Pixels, device: torch.device, split_idx: int) -> torch.Tensor:
+        """The views of a batch: (images, 3, size, size), float32 in 0 to 1, in channels_last memory format.
+
+        Args:
+            split_idx: fastai's number of the split: 0 is training, and gives random views.
+        """
+        count = len(pixels.start)
+        windows = Windows(*self._crops(count, split_idx), self._maps(count, split_idx))
+        return look_up(pixels, windows, self.geometry, device)
+
+    def _crops(self, count: int, split_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Position of the square in each image, across and down: 0 at the left or top edge, 1 at the right or bottom."""
+        parts = []
+        for _ in range(count):
+            self.crop.before_call(None, split_idx)
+            parts.append(self.crop.pcts)
+        across, down = torch.tensor(parts, dtype=torch.float64).unbind(1)
+        return across, down
+
+    def _maps(self, count: int, split_idx: int) -> torch.Tensor:
+        """(count, 3, 3): the map from coordinates in the view to coordinates in the item, P A C, in float32.
+
+        To look pixels up, each transform is needed as a map from its output to its input, so the last one applied to an
+        image stands on the right. With coordinates as in Windows:
+
+        - C, the random crop: c of the item's n pixels, beginning at pixel t, are resized to the view. The view's x is
+          pixel t + (x + 1) / 2 (c - 1) of the item, that is x (c - 1) / (n - 1) + (2 t + c - 1) / (n - 1) - 1.
+        - A, flip, rotation and zoom: fastai's (2, 3) matrix, with the row (0, 0, 1) below.
+        - P, the perspective warp: the map that takes four corners to four corners, its eight coefficients from
+          fastai's `find_coeffs` and a 1 at the end.
+        """
+        like = torch.empty(1, 1, 1, 1).expand(count, 3, *self.crop.size)  # for its shape only
+        maps = torch.eye(3).expand(count, 3, 3)
+        for affine in self.affine:  # one, of all affine transforms, or none
+            affine.before_call(like, split_idx)  # draws the random numbers
+            last_row = torch.tensor([0.0, 0.0, 1.0]).expand(count, 1, 3)
+            maps = torch.cat([_plain(affine.mat), last_row], dim=1)
+            for warp in affine.coord_fs if split_idx == 0 else ():
+                eight = find_coeffs(_plain(warp.orig_pts), _plain(warp.targ_pts)).reshape(count, 8)
+                maps = torch.cat([eight, torch.ones(count, 1)], dim=1).view(count, 3, 3) @ maps
+        self.window.before_call(like, split_idx)
+        last = self.geometry.item_size - 1
+        zoom = [(side - 1) / last for side in self.window.cp_size]  # (down, across), like tl
+        shift = [
+            (2 * corner + side - 1) / last - 1 for corner, side in zip(self.window.tl, self.window.cp_size, strict=True)
+        ]
+        return maps @ torch.tensor([[zoom[1], 0.0, shift[1]], [0.0, zoom[0], shift[0]], [0.0, 0.0, 1.0]])
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.as_subclass(torch.Tensor) if isinstance(tensor, TensorBase) else tensor
