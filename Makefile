@@ -66,7 +66,7 @@ lock: $(BIN)/uv
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-annotate --upgrade --quiet -o requirements.txt
 	$(MAKE) $(READY)
-	python -c "from breedline.learner import known_architectures; print(*known_architectures(), sep='\n')" > breedline/architectures.txt
+	python -c "from breedline.zoo import known_architectures as known; print('name,weights,url', *map(','.join, known()), sep='\n')" > breedline/architectures.csv
 
 bench-presize: $(READY)
 	python -m benchmarks.presize

