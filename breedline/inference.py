@@ -36,6 +36,6 @@ def infer(
         for pixels in store.batches(chunks):
             batches = views(pixels)
             outputs = function(torch.cat(list(batches))).float()
-            found.append(outputs.unflatten(0, (len(batches), -1)))
+            found.append(outputs.view(len(batches), -1, outputs.shape[-1]))
             advance(len(pixels.start))
     return torch.cat(found, dim=1)

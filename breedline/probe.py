@@ -26,6 +26,8 @@ log = logging.getLogger("breedline")
 
 CHUNK = 4096
 """Images whose features are kept in one checkpoint."""
+RANDOM_VIEWS = 4
+"""Views of each image beside the central one; with ten images a class they are worth a point of accuracy."""
 PENALTIES = (0.1, 0.03, 0.01, 0.003, 0.001)
 """Strengths of the L2 penalty to choose from, from the strongest on."""
 FOLDS = 3
@@ -50,7 +52,7 @@ class Head:
 def fit_head(training: Training, part: int) -> Head | None:
     """Fit a head to the training images as the pretrained body sees them; None if the body is not pretrained.
 
-    Features and head are kept as checkpoints. Each image has the features of its central view and of a random one.
+    Features and head are kept as checkpoints. Each image has the features of its central view and of RANDOM_VIEWS others.
 
     Args:
         part: images in a batch.
@@ -79,7 +81,7 @@ def fit_head(training: Training, part: int) -> Head | None:
 
 
 def compute_features(training: Training, model: nn.Module, items: list[Item], part: int) -> torch.Tensor:
-    """The features of two views of the items, (2, images, features) in float32 on the CPU; resumable after each CHUNK."""
+    """The features of the items, (views, images, features) in float32 on the CPU; resumable after each CHUNK."""
     # fastai draws the random views; it takes as long to import as all else, and meanwhile the first images are decoded
     from breedline.augment import Transforms
 
@@ -87,7 +89,8 @@ def compute_features(training: Training, model: nn.Module, items: list[Item], pa
 
     def views(pixels: Pixels) -> list[torch.Tensor]:
         central = central_views(pixels, training.geometry, training.device)
-        return [central, transforms.finished(pixels, training.device, split_idx=0)]
+        random = (transforms.finished(pixels, training.device, split_idx=0) for _ in range(RANDOM_VIEWS))
+        return [central, *random]
 
     parts = []
     with progress("train (features)", len(items)) as advance:
@@ -99,7 +102,7 @@ def compute_features(training: Training, model: nn.Module, items: list[Item], pa
                 found = infer(
                     partial(features, model),
                     *(training.store, chunk, views),
-                    batch_size=part,
+                    batch_size=max(1, part // (1 + RANDOM_VIEWS)),
                     precision=training.precision,
                     advance=advance,
                 ).cpu()
@@ -127,8 +130,8 @@ def fit_linear(head: nn.Linear, found: torch.Tensor, target: torch.Tensor, loss:
     penalty = PENALTIES[0]
     if images >= FOLDS:
         fold = torch.randperm(images, generator=torch.Generator().manual_seed(0)).remainder(FOLDS).repeat(views)
-        losses = sum(_held_out(inputs, targets, fold == part, head.out_features, loss) for part in range(FOLDS))
-        penalty = PENALTIES[int(losses.argmin())]
+        losses = [_held_out(inputs, targets, fold == part, head.out_features, loss) for part in range(FOLDS)]
+        penalty = PENALTIES[int(torch.stack(losses).sum(0).argmin())]
     weight, bias = _fitted(inputs, targets, head.out_features, loss, [penalty])[0]
     with torch.no_grad():
         head.weight.copy_(weight / std)
@@ -164,6 +167,6 @@ def _fitted(
             value.backward()
             return value
 
-        solver.step(objective)
+        solver.step(objective)  # type: ignore[no-untyped-call]
         heads.append((head.weight.detach().clone(), head.bias.detach().clone()))
     return heads
