@@ -27,7 +27,7 @@ MISFITS = (
 
 
 def known_architectures() -> list[Known]:
-    """Every name that `create_model` accepts, sorted; `make lock` writes them into architectures.csv."""
+    """Every name that timm lists, plain and tagged, sorted; `make lock` writes them into architectures.csv."""
     return [_known(name) for name in sorted({*timm.list_models(), *timm.list_models(pretrained=True)})]
 
 
