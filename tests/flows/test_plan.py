@@ -340,9 +340,9 @@ def test_square_brackets_are_text(make_repository: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("epochs: 12", "epochs: twelve"), "train.epochs = 'twelve'"),
-        (("epochs: 12", "epoch: 12"), "train.epoch: unknown setting; did you mean epochs?"),
-        (("epochs: 12", "epochs: ["), "params.yaml is not YAML"),
+        (("epochs: 6", "epochs: twelve"), "train.epochs = 'twelve'"),
+        (("epochs: 6", "epoch: 12"), "train.epoch: unknown setting; did you mean epochs?"),
+        (("epochs: 6", "epochs: ["), "params.yaml is not YAML"),
     ],
 )
 def test_a_broken_params_yaml_is_told_by_the_plan(

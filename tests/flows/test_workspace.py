@@ -284,7 +284,7 @@ def test_what_the_cache_of_the_checkout_has_is_restored_and_not_run(project: Any
     project.ran()
     with workspace(str(project.origin), "main", project.work) as clone:
         project.run("dvc", "repro", at=clone.root)
-        assert (clone.root / "models/bundle").read_text() == "12 epochs"
+        assert (clone.root / "models/bundle").read_text() == "6 epochs"
         assert project.run("dvc", "status", at=clone.root) == "Data and pipelines are up to date."
         assert git(clone.root, "status", "--porcelain") == ""
     assert project.ran() == []
@@ -340,7 +340,7 @@ def test_settings_of_every_kind(tmp_path: Path, settings: dict[str, Any], lines:
 
 
 def test_no_settings_leave_the_file_alone(tmp_path: Path) -> None:
-    strange = (ROOT / PARAMS).read_text().replace("epochs: 12", "epochs:    0xc   # hex")
+    strange = (ROOT / PARAMS).read_text().replace("epochs: 6", "epochs:    0xc   # hex")
     (tmp_path / PARAMS).write_text(strange)
     override(tmp_path, {})
     assert (tmp_path / PARAMS).read_text() == strange
