@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 
-from breedline.images import presize_image
+from breedline.errors import BreedlineError
+from breedline.images import Undecodable, presize_image
 from breedline.shards import ShardSet
 
 QUALITY = 95
@@ -42,15 +43,20 @@ def photo(source: Path | str | Image.Image, shorter_side: int) -> Photo:
     """An image file, or an image in memory, presized.
 
     Raises:
-        Undecodable: it is damaged or of no supported format.
+        BreedlineError: it is damaged or of no supported format.
     """
-    if isinstance(source, Image.Image):
-        buffer = io.BytesIO()
-        source.save(buffer, "PNG")
-        data = buffer.getvalue()
-    else:
-        data = Path(source).read_bytes()
-    return Photo(*presize_image(data, shorter_side, QUALITY)[:3])
+    try:
+        data = _bytes_of(source) if isinstance(source, Image.Image) else Path(source).read_bytes()
+        return Photo(*presize_image(data, shorter_side, QUALITY)[:3])
+    except Undecodable as reason:
+        raise BreedlineError(f"{source} cannot be used ({reason}): save it anew as JPEG or PNG") from reason
+
+
+def _bytes_of(image: Image.Image) -> bytes:
+    """The image as a file that loses nothing; upright, since only some formats would keep the note of its orientation."""
+    buffer = io.BytesIO()
+    ImageOps.exif_transpose(image).save(buffer, "TIFF")
+    return buffer.getvalue()
 
 
 def load_items(images: ShardSet, labels: pd.DataFrame) -> list[Item]:

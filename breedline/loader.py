@@ -12,6 +12,7 @@ from fastai.data.core import TfmdDL
 from fastai.data.transforms import FuncSplitter
 from fastai.vision.core import PILImage, TensorCategory, TensorImage
 from fasttransform import Transform
+from PIL import Image
 
 from breedline.augment import Transforms
 from breedline.items import Item, Photo, photo
@@ -20,13 +21,16 @@ from breedline.shards import ShardSet
 
 
 class OpenImage(Transform):
-    """fastai's item transform from an `Item`, or the path of an image file, to the decoded image."""
+    """fastai's item transform from an `Item`, or from an image elsewhere, to the decoded image."""
+
+    input_types = (Item, Path, str, Image.Image)
+    """What fastai's `test_dl` takes for the beginning of the transforms; it would else be the type of the first item."""
 
     def __init__(self, images: ShardSet) -> None:
         super().__init__()
         self.images = images
 
-    def encodes(self, item: Item | Path | str) -> PILImage:
+    def encodes(self, item: Item | Path | str | Image.Image) -> PILImage:
         if isinstance(item, Item):
             return PILImage.create(self.images.read(item.shard, item.offset, item.size))
         return PILImage.create(item)
