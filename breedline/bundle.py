@@ -47,17 +47,28 @@ def save_bundle(folder: Path, model: nn.Module, spec: BundleSpec) -> None:
         write_json(spec.model_dump(), new / SPEC)
 
 
+def read_spec(folder: Path) -> BundleSpec:
+    """The spec of the bundle. Raises BreedlineError as `load_bundle` does."""
+    try:
+        return BundleSpec.model_validate_json((folder / SPEC).read_bytes())
+    except (FileNotFoundError, ValidationError) as error:
+        raise _unusable(folder, error) from error
+
+
 def load_bundle(folder: Path) -> tuple[nn.Module, BundleSpec]:
     """The model, on the CPU and in evaluation mode, and its spec.
 
     Raises:
         BreedlineError: the folder holds no bundle, or a damaged one, or one of another version.
     """
+    spec = read_spec(folder)
     try:
-        spec = BundleSpec.model_validate_json((folder / SPEC).read_bytes())
         model = create_model(spec.arch, len(spec.classes))
         load_model(model, folder / WEIGHTS)
-    except (FileNotFoundError, ValidationError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise BreedlineError(f"{folder} is no usable bundle ({reason}): `dvc checkout` restores it") from error
+    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
+        raise _unusable(folder, error) from error
     return model.eval(), spec
+
+
+def _unusable(folder: Path, error: Exception) -> BreedlineError:
+    return BreedlineError(f"{folder} is no usable bundle ({str(error).splitlines()[0]}): `dvc checkout` restores it")

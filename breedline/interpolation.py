@@ -8,7 +8,7 @@ published is never much worse than that.
 import torch
 from torch import nn
 
-from breedline.inference import infer
+from breedline.inference import in_batches, infer
 from breedline.training import Training
 from breedline.views import central_views
 
@@ -22,8 +22,9 @@ def score(training: Training, model: nn.Module, part: int) -> dict[str, float]:
     geometry, device = training.geometry, training.device
     (logits,) = infer(
         model.eval(),
-        *(training.store, items, lambda pixels: [central_views(pixels, geometry, device)]),
-        batch_size=part,
+        training.store.batches(in_batches(items, part)),
+        lambda pixels: [central_views(pixels, geometry, device)],
+        device=device,
         precision=training.precision,
     )
     loss = training.loss()(logits, target).item()

@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,13 +96,22 @@ class Store:
         self._rows = {(item.shard, item.offset): row for row, item in enumerate(items)}
 
     def batches(self, chunks: Iterable[Sequence[Item | Photo]]) -> Iterator[Pixels]:
-        """The pixels of each chunk of images, on the device; the next AHEAD chunks are fetched meanwhile."""
-        with ThreadPoolExecutor(1, "fetch") as fetcher:
-            coming: deque[Future[Pixels]] = deque()
-            for chunk in chunks:
+        """The pixels of each chunk of images, on the device; AHEAD chunks are fetched at once, or while one is in use."""
+        fetcher = ThreadPoolExecutor(1, "fetch")
+        to_come = iter(chunks)
+        coming = deque(fetcher.submit(self._load, chunk) for chunk in islice(to_come, AHEAD))
+        return self._in_order(fetcher, coming, to_come)
+
+    def _in_order(
+        self,
+        fetcher: ThreadPoolExecutor,
+        coming: deque[Future[Pixels]],
+        to_come: Iterator[Sequence[Item | Photo]],
+    ) -> Iterator[Pixels]:
+        with fetcher:
+            for chunk in to_come:
                 coming.append(fetcher.submit(self._load, chunk))
-                if len(coming) > AHEAD:
-                    yield coming.popleft().result()
+                yield coming.popleft().result()
             while coming:
                 yield coming.popleft().result()
 

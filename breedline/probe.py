@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from breedline.device import set_seed
-from breedline.inference import infer
+from breedline.inference import in_batches, infer
 from breedline.interpolation import score
 from breedline.items import Item
 from breedline.pixels import Pixels
@@ -94,15 +94,16 @@ def compute_features(training: Training, model: nn.Module, items: list[Item], pa
 
     parts = []
     with progress("train (features)", len(items)) as advance:
-        for number, first in enumerate(range(0, len(items), CHUNK)):
-            chunk, name = items[first : first + CHUNK], f"features-{number}"
+        for number, chunk in enumerate(in_batches(items, CHUNK)):
+            name = f"features-{number}"
             found = training.checkpoints.kept(name)
             if found is None:
                 set_seed(training.params.seed + number)  # so that a resumed run draws the same views
                 found = infer(
                     partial(features, model),
-                    *(training.store, chunk, views),
-                    batch_size=max(1, part // (1 + RANDOM_VIEWS)),
+                    training.store.batches(in_batches(chunk, max(1, part // (1 + RANDOM_VIEWS)))),
+                    views,
+                    device=training.device,
                     precision=training.precision,
                     advance=advance,
                 ).cpu()

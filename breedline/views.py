@@ -31,12 +31,17 @@ class Geometry:
 
     @property
     def max_side(self) -> int:
-        """The longest shorter side, in pixels, that a decoded image needs.
+        """See `max_side`."""
+        return max_side(self.item_size, self.size)
 
-        Bilinear interpolation reads four pixels per output pixel: of an image more than twice as large it would skip
-        some. fastai's transforms first reduce such images to twice the size, too.
-        """
-        return min(self.item_size, 2 * self.size)
+
+def max_side(item_size: int, size: int) -> int:
+    """The longest shorter side, in pixels, that a decoded image needs.
+
+    Bilinear interpolation reads four pixels per output pixel: of an image more than twice as large it would skip some.
+    fastai's transforms first reduce such images to twice the size, too.
+    """
+    return min(item_size, 2 * size)
 
 
 class Windows(NamedTuple):

@@ -1,6 +1,7 @@
 """Every model is one of timm, by name: its own body and pooling, and a head of one linear layer.
 
-Pretrained weights come out of the folder that the weights stage has filled; nothing here touches the network.
+Pretrained weights come out of the folder that the weights stage has filled; nothing here touches the network. timm is
+imported where it is used, as it takes as long as torch: by then the stages decode images.
 """
 
 import struct
@@ -9,9 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import timm
 from safetensors import SafetensorError
-from timm.models import group_parameters, load_state_dict
 from torch import Tensor, nn
 
 from breedline.architectures import HUB, PINNED, Known
@@ -28,10 +27,14 @@ MISFITS = (
 
 def known_architectures() -> list[Known]:
     """Every name that timm lists, plain and tagged, sorted; `make lock` writes them into architectures.csv."""
+    import timm
+
     return [_known(name) for name in sorted({*timm.list_models(), *timm.list_models(pretrained=True)})]
 
 
 def _known(name: str) -> Known:
+    import timm
+
     config = timm.get_pretrained_cfg(name)
     full = f"{config.architecture}.{config.tag}" if config.tag else name
     if PINNED.search(config.url or ""):
@@ -45,6 +48,8 @@ def _known(name: str) -> Known:
 
 def create_model(arch: str, n_classes: int) -> nn.Module:
     """The model with random weights. Raises BreedlineError for the few encoders of timm that cannot classify."""
+    import timm
+
     model = timm.create_model(arch, num_classes=n_classes)
     if not hasattr(model, "get_classifier"):
         raise BreedlineError(f"{arch} has no head for classes: choose another train.arch")
@@ -59,6 +64,8 @@ def load_pretrained(arch: str, n_classes: int, folder: Path) -> nn.Module | None
     Raises:
         BreedlineError: the weights do not fit `arch`.
     """
+    from timm.models import load_state_dict
+
     note = read_note(folder)
     if note.file is None:
         return None
@@ -82,6 +89,8 @@ def load_pretrained(arch: str, n_classes: int, folder: Path) -> nn.Module | None
 
 def _with_its_own_head(arch: str, state: dict[str, Tensor]) -> nn.Module:
     """The model with the head that `state` holds, if any: so timm misses no tensor, but would with another head."""
+    import timm
+
     if not state:
         raise ValueError("there are no weights in it")  # timm would look for others in the network
     config = timm.get_pretrained_cfg(arch)
@@ -103,6 +112,8 @@ def _with_its_own_head(arch: str, state: dict[str, Tensor]) -> nn.Module:
 
 def statistics(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, in 0 to 1, of the images that `arch` was pretrained on, as timm notes them."""
+    import timm
+
     config = timm.get_pretrained_cfg(arch)
     return config.mean, config.std
 
@@ -127,6 +138,8 @@ def layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
 
     Models that timm does not group (MetaFormer, for one) have two groups: the body and the head.
     """
+    from timm.models import group_parameters
+
     head = {id(parameter): parameter for layer in _heads(model) for parameter in layer.parameters()}
     groups: Iterable[list[nn.Parameter]] = [list(model.parameters())]
     if hasattr(model, "group_matcher"):

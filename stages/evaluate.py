@@ -1,19 +1,19 @@
 """Metrics of a bundle on images that training never saw, and what to look at next."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from breedline.bundle import BundleSpec, load_bundle
+from breedline.bundle import BundleSpec, load_bundle, read_spec
 from breedline.device import pick_device, set_seed
 from breedline.edge import run
 from breedline.errors import BreedlineError
 from breedline.files import new_folder
-from breedline.inference import infer
-from breedline.items import Item, load_items
+from breedline.inference import in_batches, infer
+from breedline.items import load_items
 from breedline.losses import loss_function
 from breedline.params import Evaluate
 from breedline.pixels import Pixels, Store
@@ -41,47 +41,60 @@ def evaluate(params: Evaluate, bundle: Path, presized: Path, labels: Path, *, me
         BreedlineError: no usable bundle, or no test images, or a label that the bundle does not know.
     """
     images = ShardSet(presized, PRESIZED_COLUMNS)
-    items = load_items(images, read_csv(labels, ["name", "label", "split", "sha256"]))
-    model, spec = load_bundle(bundle)
-    if not any(item.split == "test" for item in items):
+    spec = read_spec(bundle)
+    table = read_csv(labels, ["name", "label", "split", "sha256"])
+    items = [item for item in load_items(images, table) if item.split != "train"]
+    splits = np.array([item.split for item in items])
+    if "test" not in splits:
         raise BreedlineError("split test has no images: raise label.test_pct, or mend label.test_list")
-    if unknown := sorted({item.label for item in items} - set(spec.classes)):
+    if unknown := sorted(set(table["label"]) - set(spec.classes)):
         raise BreedlineError(
             f"the bundle does not know the class {', '.join(unknown[:5])}: `dvc repro train` makes a new one"
         )
     store = Store(images, pick_device(), spec.geometry.max_side)
-    chosen = {split: [item for item in items if item.split == split] for split in ("test", "valid")}
-    found = {split: predict(params, model, spec, store, some) for split, some in chosen.items() if some}
+    batches = store.batches(in_batches(items, max(1, params.batch_size // (1 + params.tta))))
+    model, _ = load_bundle(bundle)  # while the first images are decoded
+    with progress("evaluate (images)", len(items)) as advance:
+        probabilities = predict(params, model, spec, batches, store.device, advance)
     # imported here: scikit-learn, scipy and matplotlib take as long to import as the digits to predict
     from breedline.findings import numbers_of, write_report
 
-    target = {split: np.array([spec.classes.index(item.label) for item in chosen[split]]) for split in found}
-    numbers = {split: numbers_of(params, spec, found[split], target[split]) for split in found}
+    target = np.array([spec.classes.index(item.label) for item in items])
+    numbers = {
+        split: numbers_of(params, spec, probabilities[splits == split], target[splits == split])
+        for split in ("test", "valid")
+        if split in splits
+    }
+    tested = [item for item in items if item.split == "test"]
     with new_folder(report) as folder:
-        write_report(params, spec, images, chosen["test"], found["test"], target["test"], folder)
+        write_report(params, spec, images, tested, probabilities[splits == "test"], target[splits == "test"], folder)
     write_json(numbers, metrics)
     log.info("evaluate: accuracy %.4f on %d test images", numbers["test"]["accuracy"], numbers["test"]["images"])
 
 
-def predict(params: Evaluate, model: torch.nn.Module, spec: BundleSpec, store: Store, items: list[Item]) -> np.ndarray:
-    """Probabilities (images, classes) of the items, in their order.
+def predict(
+    params: Evaluate,
+    model: torch.nn.Module,
+    spec: BundleSpec,
+    images: Iterable[Pixels],
+    device: torch.device,
+    advance: Callable[[int], None] = lambda images: None,
+) -> np.ndarray:
+    """Probabilities (images, classes) of images that come in batches.
 
     With test-time augmentation (`tta` augmented views), fastai's weighted mean: PLAIN_WEIGHT of the plain view, the rest
     of the mean of the augmented ones.
     """
-    model = model.to(store.device).to(memory_format=torch.channels_last)
-    activation = loss_function(spec.loss).activation
-    augmented = _augmented_views(spec, store.device) if params.tta else None
+    model = model.to(device).to(memory_format=torch.channels_last)
+    augmented = _augmented_views(spec, device) if params.tta else None
     set_seed(SEED)
 
     def views(pixels: Pixels) -> list[torch.Tensor]:
-        plain = central_views(pixels, spec.geometry, store.device)
+        plain = central_views(pixels, spec.geometry, device)
         return [plain, *(augmented(pixels) for _ in range(params.tta) if augmented)]
 
-    with progress("evaluate (images)", len(items)) as advance:
-        at_once = max(1, params.batch_size // (1 + params.tta))
-        logits = infer(model, store, items, views, batch_size=at_once, advance=advance)
-    plain, *others = activation(logits)
+    logits = infer(model, images, views, device=device, advance=advance)
+    plain, *others = loss_function(spec.loss).activation(logits)
     mean = torch.lerp(torch.stack(others).mean(0), plain, PLAIN_WEIGHT) if others else plain
     return mean.double().cpu().numpy()
 

@@ -23,7 +23,7 @@ from breedline.probe import Head, fit_head
 from breedline.shards import INDEX, PRESIZED_COLUMNS, ShardSet
 from breedline.tables import read_csv, write_json
 from breedline.training import Training
-from breedline.views import Geometry
+from breedline.views import Geometry, max_side
 from breedline.zoo import statistics
 
 log = logging.getLogger("breedline")
@@ -59,6 +59,8 @@ def train(
     classes = sorted(table["label"].unique())
     _check(items, classes)
     device = pick_device()
+    store = Store(images, device, max_side(item_size, params.image_size))
+    store.keep(items, params.keep_images)
     precision = pick_precision(params.precision, device)
     choose_kernels(device, params.deterministic)
     geometry = Geometry(item_size, params.image_size, *statistics(params.arch))
@@ -74,8 +76,6 @@ def train(
     )
     computed_on = machine(device, precision)
     checkpoints = Checkpoints({"params": params.model_dump(), "spec": spec.model_dump(), "machine": computed_on})
-    store = Store(images, device, geometry.max_side)
-    store.keep(items, params.keep_images)
     shutil.rmtree(report, ignore_errors=True)  # not by `new_folder`: it can be watched while the training runs
     report.mkdir(parents=True)
     training = Training(params, classes, items, geometry, weights, store, precision, checkpoints, report)
