@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from breedline.items import Item
-from breedline.shards import PRESIZED_COLUMNS, pack, write_index
+from breedline.shards import PRESIZED_COLUMNS, ShardSet, pack, write_index
 
 Sizes = list[tuple[int, int]]
 
@@ -24,10 +24,10 @@ def _photo(number: int, width: int, height: int) -> bytes:
 
 
 @pytest.fixture
-def presized(tmp_path: Path) -> Callable[[Sizes], tuple[Path, list[Item]]]:
+def presized(tmp_path: Path) -> Callable[[Sizes], tuple[ShardSet, list[Item]]]:
     """A function that makes a shard set of pictures of these (width, height), every fourth one of split `valid`."""
 
-    def make(sizes: Sizes) -> tuple[Path, list[Item]]:
+    def make(sizes: Sizes) -> tuple[ShardSet, list[Item]]:
         folder = tmp_path / "presized"
         folder.mkdir()
         photos = [_photo(number, *size) for number, size in enumerate(sizes)]
@@ -43,6 +43,6 @@ def presized(tmp_path: Path) -> Callable[[Sizes], tuple[Path, list[Item]]]:
             split, label = "valid" if number % 4 == 3 else "train", "ab"[number % 2]
             place = (entry.shard, entry.offset, entry.size)
             items.append(Item(entry.name, label, split, entry.sha256, *place, height, width))
-        return folder, items
+        return ShardSet(folder, PRESIZED_COLUMNS), items
 
     return make

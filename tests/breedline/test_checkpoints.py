@@ -14,7 +14,7 @@ from breedline.files import sha256_of
 def save_epochs(last: int) -> Checkpoints:
     checkpoints = Checkpoints({"seed": 1})
     for epoch in range(1, last + 1):
-        checkpoints.save(epoch, {"epoch": epoch, "weights": torch.arange(64.0)})
+        checkpoints.keep_epoch(epoch, {"epoch": epoch, "weights": torch.arange(64.0)})
     return checkpoints
 
 
@@ -25,10 +25,10 @@ def flip(path: Path, position: int, bits: int) -> None:
 
 
 def test_the_last_two_epochs_are_kept_and_the_last_one_is_read() -> None:
-    assert Checkpoints({"seed": 1}).latest() is None
+    assert Checkpoints({"seed": 1}).latest_epoch() is None
     names = {path.name for path in save_epochs(4).folder.iterdir()}
-    assert names == {".lock", "000003.pt", "000003.pt.sha256", "000004.pt", "000004.pt.sha256"}
-    latest = Checkpoints({"seed": 1}).latest()
+    assert names == {".lock", "epoch-000003.pt", "epoch-000003.pt.sha256", "epoch-000004.pt", "epoch-000004.pt.sha256"}
+    latest = Checkpoints({"seed": 1}).latest_epoch()
     assert latest
     assert latest["epoch"] == 4
 
@@ -37,21 +37,21 @@ def test_two_runs_do_not_write_checkpoints_at_the_same_time() -> None:
     checkpoints = Checkpoints({"seed": 1})
     with ThreadPoolExecutor() as threads:
         with FileLock(checkpoints.folder / ".lock"):
-            saved = threads.submit(checkpoints.save, 1, {"epoch": 1})
+            saved = threads.submit(checkpoints.keep_epoch, 1, {"epoch": 1})
             with pytest.raises(TimeoutError):
                 saved.result(timeout=0.5)
-            assert checkpoints.latest() is None
+            assert checkpoints.latest_epoch() is None
         saved.result(timeout=60)
-    assert checkpoints.latest() == {"epoch": 1}
+    assert checkpoints.latest_epoch() == {"epoch": 1}
 
 
 def test_other_inputs_have_checkpoints_of_their_own() -> None:
-    Checkpoints({"seed": 1, "lr": 0.1}).save(1, {})
-    assert Checkpoints({"seed": 2, "lr": 0.1}).latest() is None
-    assert Checkpoints({"lr": 0.1, "seed": 1}).latest() == {}
+    Checkpoints({"seed": 1, "lr": 0.1}).keep_epoch(1, {})
+    assert Checkpoints({"seed": 2, "lr": 0.1}).latest_epoch() is None
+    assert Checkpoints({"lr": 0.1, "seed": 1}).latest_epoch() == {}
 
 
-@pytest.mark.parametrize("name", ["000002.pt", "000002.pt.sha256"])
+@pytest.mark.parametrize("name", ["epoch-000002.pt", "epoch-000002.pt.sha256"])
 def test_any_flipped_byte_is_noticed(name: str, caplog: pytest.LogCaptureFixture) -> None:
     folder = save_epochs(2).folder
     whole = {path: path.read_bytes() for path in folder.iterdir()}
@@ -62,10 +62,12 @@ def test_any_flipped_byte_is_noticed(name: str, caplog: pytest.LogCaptureFixture
             path.write_bytes(data)
         flip(folder / name, position, 1 << position % 8)
         caplog.clear()
-        latest = Checkpoints({"seed": 1}).latest()
+        latest = Checkpoints({"seed": 1}).latest_epoch()
         assert latest, position
         assert latest["epoch"] == 1, position
-        assert caplog.messages == ["train: checkpoint 000002.pt is damaged (its sha256 differs): going on without it"]
+        assert caplog.messages == [
+            "train: checkpoint epoch-000002.pt is damaged (its sha256 differs): going on without it"
+        ]
 
 
 @pytest.mark.parametrize(
@@ -78,19 +80,19 @@ def test_any_flipped_byte_is_noticed(name: str, caplog: pytest.LogCaptureFixture
 )
 def test_a_damaged_one_gives_way_to_the_one_before(damage: Callable[[Path], object]) -> None:
     checkpoints = save_epochs(3)
-    damage(checkpoints.folder / "000003.pt")
-    latest = checkpoints.latest()
+    damage(checkpoints.folder / "epoch-000003.pt")
+    latest = checkpoints.latest_epoch()
     assert latest
     assert latest["epoch"] == 2
-    checkpoints.save(3, {"epoch": 3})
-    assert checkpoints.latest() == {"epoch": 3}
+    checkpoints.keep_epoch(3, {"epoch": 3})
+    assert checkpoints.latest_epoch() == {"epoch": 3}
 
 
 def test_where_all_are_damaged_the_training_starts_anew() -> None:
     checkpoints = save_epochs(2)
     for path in checkpoints.folder.glob("*.pt"):
         flip(path, 100, 1)
-    assert checkpoints.latest() is None
+    assert checkpoints.latest_epoch() is None
 
 
 def test_code_is_not_executed(tmp_path: Path) -> None:
@@ -99,34 +101,41 @@ def test_code_is_not_executed(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "done",)
 
     checkpoints = save_epochs(1)
-    path = checkpoints.folder / "000001.pt"
+    path = checkpoints.folder / "epoch-000001.pt"
     torch.save({"model": Evil()}, path)
-    path.with_name("000001.pt.sha256").write_text(sha256_of(path))
+    path.with_name("epoch-000001.pt.sha256").write_text(sha256_of(path))
     with pytest.raises(UnpicklingError):
-        checkpoints.latest()
+        checkpoints.latest_epoch()
     assert not (tmp_path / "done").exists()
 
 
-def test_notes_live_as_long_as_the_checkpoints() -> None:
+def test_what_is_kept_lives_as_long_as_the_checkpoints() -> None:
     checkpoints = Checkpoints({})
-    assert checkpoints.noted("lr_find") is None
-    checkpoints.note("lr_find", {"rules": {"valley": 0.1 + 0.2}})
-    assert Checkpoints({}).noted("lr_find") == {"rules": {"valley": 0.1 + 0.2}}
+    assert checkpoints.kept("head") is None
+    value = {"state": {"weight": torch.arange(4.0)}, "penalty": 0.1 + 0.2}
+    checkpoints.keep("head", value)
+    kept = Checkpoints({}).kept("head")
+    assert torch.equal(kept["state"]["weight"], torch.arange(4.0))
+    assert kept["penalty"] == 0.1 + 0.2
+    for epoch in range(1, 5):
+        checkpoints.keep_epoch(epoch, {})
+    assert checkpoints.kept("head"), "removed with the epochs"
+    assert checkpoints.latest_epoch() == {}
     checkpoints.clear()
     assert not checkpoints.folder.exists()
-    assert Checkpoints({}).noted("lr_find") is None
+    assert Checkpoints({}).kept("head") is None
 
 
-def test_a_damaged_note_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_kept_and_damaged_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     checkpoints = Checkpoints({})
-    checkpoints.note("part", 16)
-    flip(checkpoints.folder / "part.json", 0, ord("1") ^ ord("3"))
-    assert checkpoints.noted("part") is None
-    assert caplog.messages == ["train: checkpoint part.json is damaged (its sha256 differs): going on without it"]
+    checkpoints.keep("part", 16)
+    flip(checkpoints.folder / "part.pt", 100, 1)
+    assert checkpoints.kept("part") is None
+    assert caplog.messages == ["train: checkpoint part.pt is damaged (its sha256 differs): going on without it"]
 
 
 def test_only_a_few_trainings_are_kept() -> None:
     for seed in range(9):
-        Checkpoints({"seed": seed}).save(1, {"seed": seed})
-    kept = [seed for seed in range(9) if (Checkpoints({"seed": seed}).folder / "000001.pt").exists()]
+        Checkpoints({"seed": seed}).keep_epoch(1, {"seed": seed})
+    kept = [seed for seed in range(9) if (Checkpoints({"seed": seed}).folder / "epoch-000001.pt").exists()]
     assert len(kept) <= 4

@@ -1,7 +1,7 @@
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import fastai.vision.learner  # noqa: F401 - shows the top losses of images, as `fastai.vision.all` would
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -11,15 +11,20 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from matplotlib import pyplot as plt
 
+from breedline.augment import Transforms
 from breedline.items import Item
-from breedline.learner import Geometry, create_learner, create_model, data_block, loss_function
-from breedline.loader import PixelsDL
+from breedline.learner import create_learner
+from breedline.loader import PixelsDL, data_block
+from breedline.losses import loss_function
 from breedline.params import Augment
 from breedline.pixels import Store
+from breedline.shards import ShardSet
+from breedline.views import Geometry
+from breedline.zoo import create_model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 STD = 0.25
-Presized = Callable[..., tuple[Path, list[Item]]]
+Presized = Callable[..., tuple[ShardSet, list[Item]]]
 PLAIN = Augment(flip=False, max_rotate=0, max_zoom=1, max_warp=0, max_lighting=0, min_scale=1)
 BOOK = Augment(flip=True, max_rotate=10, max_zoom=1.1, max_warp=0.2, max_lighting=0.2, min_scale=0.4)
 NARROW, MIXED = (
@@ -30,16 +35,22 @@ NARROW, MIXED = (
 
 
 def loaders(
-    folder: Path, items: list[Item], geometry: Geometry, augment: Augment, kept: str = "", device: torch.device = CPU
+    images: ShardSet,
+    items: list[Item],
+    geometry: Geometry,
+    augment: Augment,
+    kept: str = "",
+    device: torch.device = CPU,
 ) -> DataLoaders:
     """Our loaders with images kept in place `kept`, or without it fastai's; from equal RNG states."""
+    transforms = Transforms(geometry, augment)
     ours: dict[str, Any] = {}
     if kept:
-        store = Store(folder, device, geometry.max_side)
+        store = Store(images, device, geometry.max_side)
         store.keep(items, kept)
-        ours = {"dl_type": PixelsDL, "store": store}
+        ours = {"dl_type": PixelsDL, "store": store, "transforms": transforms}
     set_seed(7)
-    block = data_block(folder, ["a", "b"], geometry, augment)
+    block = data_block(images, ["a", "b"], transforms)
     dls = block.dataloaders(items, bs=4, num_workers=0, device=device, **ours)
     set_seed(8)
     return dls
@@ -74,10 +85,10 @@ def test_the_images_are_those_of_fastai(
     most: float,
     on_average: float,
 ) -> None:
-    folder, items = presized(sizes)
+    images, items = presized(sizes)
     pairs = [
         (list(dls.train) + list(dls.valid))
-        for dls in (loaders(folder, items, geometry(item_size, size), augment, kept) for kept in ("", "ram"))
+        for dls in (loaders(images, items, geometry(item_size, size), augment, kept) for kept in ("", "ram"))
     ]
     for (theirs, their_targets), (ours, our_targets) in zip(*pairs, strict=True):
         assert ours.shape == theirs.shape == (4, 3, size, size)
@@ -89,14 +100,14 @@ def test_the_images_are_those_of_fastai(
 
 def test_images_much_larger_than_the_view_are_reduced_before_interpolation(presized: Presized) -> None:
     assert geometry(160, 32).max_side == 64
-    folder, items = presized([(160, 160)] * 8)
-    theirs, ours = (loaders(folder, items, geometry(160, 32), PLAIN, kept).valid.one_batch()[0] for kept in ("", "ram"))
+    images, items = presized([(160, 160)] * 8)
+    theirs, ours = (loaders(images, items, geometry(160, 32), PLAIN, kept).valid.one_batch()[0] for kept in ("", "ram"))
     assert (grey_levels(ours) - grey_levels(theirs)).abs().max() < 10
 
 
 def test_where_the_images_are_kept_changes_nothing(presized: Presized) -> None:
-    folder, items = presized(MIXED)
-    batches = [list(loaders(folder, items, geometry(40, 32), BOOK, kept).train) for kept in ("ram", "disk")]
+    images, items = presized(MIXED)
+    batches = [list(loaders(images, items, geometry(40, 32), BOOK, kept).train) for kept in ("ram", "disk")]
     for (one, _), (other, _) in zip(*batches, strict=True):
         assert torch.equal(one, other)
     assert batches[0][0][0].is_contiguous(memory_format=torch.channels_last)
@@ -105,10 +116,10 @@ def test_where_the_images_are_kept_changes_nothing(presized: Presized) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("kept", ["gpu", "ram", "disk"])
 def test_a_gpu_sees_what_a_cpu_sees(presized: Presized, kept: str) -> None:
-    folder, items = presized(MIXED)
+    images, items = presized(MIXED)
     augment = BOOK.model_copy(update={"max_lighting": 0})  # whose numbers the device draws
     pairs = [
-        list(loaders(folder, items, geometry(40, 32), augment, *where).train) for where in (("ram", CPU), (kept, GPU))
+        list(loaders(images, items, geometry(40, 32), augment, *where).train) for where in (("ram", CPU), (kept, GPU))
     ]
     for (expected, target), (found, found_target) in zip(*pairs, strict=True):
         assert found.device == found_target.device == GPU
@@ -117,8 +128,8 @@ def test_a_gpu_sees_what_a_cpu_sees(presized: Presized, kept: str) -> None:
 
 
 def test_an_epoch_has_other_views_of_the_same_images(presized: Presized) -> None:
-    folder, items = presized(MIXED)
-    dls = loaders(folder, items, geometry(40, 32), BOOK, "ram")
+    images, items = presized(MIXED)
+    dls = loaders(images, items, geometry(40, 32), BOOK, "ram")
     first, second = ([batch[0] for batch in dls.train] for _ in range(2))
     assert not torch.equal(first[0], second[0])
     plain = [[batch[0] for batch in dls.valid] for _ in range(2)]
@@ -127,9 +138,9 @@ def test_an_epoch_has_other_views_of_the_same_images(presized: Presized) -> None
 
 @pytest.fixture
 def learn(presized: Presized) -> Learner:
-    folder, items = presized(MIXED)
-    dls = loaders(folder, items, geometry(40, 32), BOOK, "ram")
-    return create_learner(dls, create_model("resnet18", 2), "resnet18", loss_function("cross_entropy"))
+    images, items = presized(MIXED)
+    dls = loaders(images, items, geometry(40, 32), BOOK, "ram")
+    return create_learner(dls, create_model("test_resnet", 2), loss_function("cross_entropy"))
 
 
 def test_it_shows_batches_results_and_losses(learn: Learner) -> None:
@@ -164,11 +175,9 @@ class NoWaiting(Callback):
 
 @pytest.mark.gpu
 def test_no_step_waits_for_the_gpu(presized: Presized) -> None:
-    folder, items = presized(MIXED * 8)
-    dls = loaders(folder, items, geometry(40, 32), BOOK, "gpu", GPU)
-    learn = create_learner(
-        dls, create_model("resnet18", 2), "resnet18", loss_function("cross_entropy"), precision="bf16"
-    )
+    images, items = presized(MIXED * 8)
+    dls = loaders(images, items, geometry(40, 32), BOOK, "gpu", GPU)
+    learn = create_learner(dls, create_model("test_resnet", 2), loss_function("cross_entropy"), precision="bf16")
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)  # what is prepared once may wait
         learn.fit(1, cbs=NoWaiting())

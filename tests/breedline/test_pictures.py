@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from breedline.augment import Transforms
 from breedline.items import Item
-from breedline.learner import Geometry, data_block
-from breedline.loader import PixelsDL
+from breedline.loader import PixelsDL, data_block
 from breedline.params import Augment
 from breedline.pictures import (
     MAX_LABEL,
@@ -26,6 +26,8 @@ from breedline.pictures import (
     short,
 )
 from breedline.pixels import Store
+from breedline.shards import ShardSet
+from breedline.views import Geometry
 
 UGLY = [
     "$x$",
@@ -75,16 +77,16 @@ def test_text_is_never_read_as_a_formula(
 
 
 def test_labels_above_a_batch_are_text(
-    presized: Callable[[list[tuple[int, int]]], tuple[Path, list[Item]]], tmp_path: Path
+    presized: Callable[[list[tuple[int, int]]], tuple[ShardSet, list[Item]]], tmp_path: Path
 ) -> None:
-    folder, items = presized([(40, 40)] * 12)
+    images, items = presized([(40, 40)] * 12)
     items = [replace(item, label=UGLY[number % 2] + r"$\no{$") for number, item in enumerate(items)]
     augment = Augment(flip=True, max_rotate=10, max_zoom=1.1, max_warp=0.2, max_lighting=0.2, min_scale=0.4)
-    block = data_block(
-        folder, sorted({item.label for item in items}), Geometry(40, 32, (0.5,) * 3, (0.5,) * 3), augment
-    )
+    transforms = Transforms(Geometry(40, 32, (0.5,) * 3, (0.5,) * 3), augment)
+    block = data_block(images, sorted({item.label for item in items}), transforms)
     cpu = torch.device("cpu")
-    dls = block.dataloaders(items, bs=4, device=cpu, dl_type=PixelsDL, store=Store(folder, cpu, 64))
+    store = Store(images, cpu, 64)
+    dls = block.dataloaders(items, bs=4, device=cpu, dl_type=PixelsDL, store=store, transforms=transforms)
     batch_picture(dls, tmp_path / "batch.png")
     with Image.open(tmp_path / "batch.png") as picture:
         assert picture.width > 500
@@ -122,9 +124,13 @@ def test_each_batch_of_a_schedule_is_seen(tmp_path: Path, count: int) -> None:
     assert _coloured(tmp_path / "schedule.png") > 20
 
 
+@pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("count", [1, 2, 30])
-def test_each_epoch_is_seen(tmp_path: Path, count: int) -> None:
-    loss_picture([EPOCH] * count, tmp_path / "loss.png")
+def test_each_epoch_is_seen(tmp_path: Path, first: int, count: int) -> None:
+    epochs = dict.fromkeys(range(first, first + count), EPOCH)
+    if first == 0:
+        epochs[0] = {name: EPOCH[name] for name in ("valid_loss", "accuracy")}  # a fitted head has no loss of training
+    loss_picture(epochs, tmp_path / "loss.png")
     assert _coloured(tmp_path / "loss.png") > 20
 
 

@@ -12,9 +12,10 @@ import breedline.pixels
 from breedline.errors import BreedlineError
 from breedline.items import Item
 from breedline.pixels import Pixels, Store, choose
+from breedline.shards import ShardSet
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-Presized = Callable[..., tuple[Path, list[Item]]]
+Presized = Callable[..., tuple[ShardSet, list[Item]]]
 
 
 def images(pixels: Pixels) -> list[np.ndarray]:
@@ -34,8 +35,8 @@ def test_the_pixels_are_those_of_the_files(
     presized: Presized, monkeypatch: pytest.MonkeyPatch, kept: str, chunk: int
 ) -> None:
     monkeypatch.setattr(breedline.pixels, "CHUNK", chunk)
-    folder, items = presized([(20, 30), (31, 17), (1, 5), (8, 8), (50, 9)])
-    store = Store(folder, CPU, 64)
+    shards, items = presized([(20, 30), (31, 17), (1, 5), (8, 8), (50, 9)])
+    store = Store(shards, CPU, 64)
     store.keep(items, kept)
     order = [items[3], items[0], items[4], items[2], items[1]]
     batches = list(store.batches([order[:2], order[2:4], order[4:]]))
@@ -46,16 +47,16 @@ def test_the_pixels_are_those_of_the_files(
 
 
 def test_images_that_are_not_kept_are_decoded_on_the_fly(presized: Presized) -> None:
-    folder, items = presized([(20, 30), (31, 17), (8, 8)])
-    store = Store(folder, CPU, 64)
+    shards, items = presized([(20, 30), (31, 17), (8, 8)])
+    store = Store(shards, CPU, 64)
     store.keep(items[:1], "ram")
     (batch,) = store.batches([items])
     assert [image.shape[:2] for image in images(batch)] == [(30, 20), (17, 31), (8, 8)]
 
 
 def test_larger_images_are_reduced(presized: Presized) -> None:
-    folder, items = presized([(40, 80), (60, 45), (16, 90)])
-    store = Store(folder, CPU, 20)
+    shards, items = presized([(40, 80), (60, 45), (16, 90)])
+    store = Store(shards, CPU, 20)
     (batch,) = store.batches([items])
     found = images(batch)
     assert [image.shape[:2] for image in found] == [(40, 20), (20, 27), (90, 16)]
@@ -64,8 +65,8 @@ def test_larger_images_are_reduced(presized: Presized) -> None:
 
 
 def test_gathered_images_are_copies_of_the_same_pixels(presized: Presized) -> None:
-    folder, items = presized([(20, 30), (31, 17), (1, 5)])
-    (pixels,) = Store(folder, CPU, 64).batches([items])
+    shards, items = presized([(20, 30), (31, 17), (1, 5)])
+    (pixels,) = Store(shards, CPU, 64).batches([items])
     few = pixels.gather([2, 0])
     assert len(few.values) == 5 + 600
     for one, other in zip(images(few), images(pixels.take([2, 0])), strict=True):
@@ -73,11 +74,11 @@ def test_gathered_images_are_copies_of_the_same_pixels(presized: Presized) -> No
 
 
 def test_an_error_in_a_decoding_thread_is_raised_with_the_batch(presized: Presized) -> None:
-    folder, items = presized([(20, 30), (31, 17)])
-    volume = folder / items[0].shard
+    shards, items = presized([(20, 30), (31, 17)])
+    volume = shards.folder / items[0].shard
     volume.write_bytes(volume.read_bytes().replace(b"IHDR", b"IHXR"))
     with pytest.raises(OSError, match="cannot identify image file"):
-        list(Store(folder, CPU, 64).batches([items]))
+        list(Store(shards, CPU, 64).batches([items]))
 
 
 class Free(NamedTuple):
