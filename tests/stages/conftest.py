@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from breedline.files import sha256_of
 from breedline.params import Params, Source, load_params
+from breedline.pretrained import Pretrained, write_note
 from stages.download import download
 from stages.label import label
 from stages.presize import presize
@@ -73,6 +77,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     params = load_params(Path(__file__).parents[2] / "params.yaml")
     sections: dict[str, Any] = {
         "download": params.download.model_copy(update={"sources": [Source(url=str(_archive(folder / "colours.tar")))]}),
+        "weights": params.weights.model_copy(update={"source": "none"}),
         "label": params.label.model_copy(
             update={"pattern": r"(?P<label>\w+)_\d+\.jpg", "classes": 3, "min_per_class": 5}
         ),
@@ -85,6 +90,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
                 "freeze_epochs": 1,
                 "batch_size": 8,
                 "base_lr": 0.004,
+                "lr_ratio": 100.0,
+                "freeze_statistics": True,
                 "precision": "fp32",
             }
         ),
@@ -112,6 +119,32 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 def trained(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trained bundle, its metrics and its report."""
     return pipeline.train(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="session")
+def pretrained(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """The same data with pretrained weights, and settings that fit a head to them before all is fine-tuned."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    for path in pipeline.folder.iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "weights").unlink()
+    (folder / "weights").mkdir()
+    torch.manual_seed(0)
+    state = timm.create_model(ARCH).state_dict()
+    for name, tensor in state.items():  # statistics as nothing but a pretraining leaves them
+        if name.endswith("running_mean"):
+            tensor.uniform_(-0.2, 0.2)
+    save_file(state, folder / "weights/weights.safetensors")
+    write_note(Pretrained(arch=ARCH, file="weights.safetensors", url="somewhere"), folder / "weights")
+    settings = {"freeze_epochs": "fit", "base_lr": 0.002}
+    train = pipeline.params.train.model_copy(update=settings)
+    return Pipeline(folder, pipeline.params.model_copy(update={"train": train}))
+
+
+@pytest.fixture(scope="session")
+def fine_tuned(pretrained: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like `trained`, of a training from pretrained weights."""
+    return pretrained.train(tmp_path_factory.mktemp("fine_tuned"))
 
 
 @pytest.fixture(scope="session")
