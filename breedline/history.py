@@ -1,12 +1,15 @@
 """What a training reports while it runs: batches for the progress bar, a log line per epoch, DVCLive's log for plots."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 from dvclive import Live
 from fastai.callback.core import Callback
+
+from breedline.errors import BreedlineError
 
 log = logging.getLogger("breedline")
 
@@ -60,6 +63,10 @@ class History(Callback):
         seconds, self._began = time.monotonic() - self._began, None
         values = dict(zip(self.recorder.metric_names[1:], self.recorder.log[1:], strict=False))
         epoch = {name: round(float(values[name]), 6) for name in ("train_loss", "valid_loss", "accuracy")}
+        if not all(map(math.isfinite, epoch.values())):
+            raise BreedlineError(
+                f"the loss is no number any more after epoch {len(self.epochs) + 1}: choose a smaller train.base_lr"
+            )
         self._log({**epoch, "learning_rate": float(self.opt.hypers[-1]["lr"])})
         log.info(
             "epoch %d/%d: train loss %.4f, valid loss %.4f, accuracy %.4f, %.2f s",

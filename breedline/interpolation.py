@@ -57,6 +57,8 @@ def best(scores: dict[float, dict[str, float]]) -> float:
 
 
 def _between(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
+    if share == 0:
+        return before
     return {
         name: torch.lerp(before[name].to(tensor), tensor, share) if tensor.is_floating_point() else tensor
         for name, tensor in after.items()

@@ -67,10 +67,11 @@ def fit_head(training: Training, part: int) -> Head | None:
     kept = training.checkpoints.kept("head")
     if kept:
         return Head(**kept)
+    layer = linear_head(model)  # raises before features are computed for nothing
     items, target = training.split("train")
     found = compute_features(training, model.eval(), items, part)
-    penalty = fit_linear(linear_head(model), found, target.cpu(), training.loss())
-    state = {name: tensor.cpu().clone() for name, tensor in linear_head(model).state_dict().items()}
+    penalty = fit_linear(layer, found, target.cpu(), training.loss())
+    state = {name: tensor.cpu().clone() for name, tensor in layer.state_dict().items()}
     head = Head(state, penalty, score(training, model, part))
     training.checkpoints.keep("head", vars(head))
     log.info(
