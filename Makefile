@@ -13,7 +13,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # `dvc` runs each stage's `python`: the one of this environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock bench-presize bench-seeds bench-orchestration bench-cpu bench-gpu clean
+.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock bench-presize bench-seeds bench-orchestration bench-cpu bench-gpu bench-accuracy bench-startup clean
 
 repro: $(READY)
 	dvc repro
@@ -85,6 +85,14 @@ bench-cpu: $(READY)
 
 bench-gpu: $(READY)
 	python -m benchmarks.training --switches $(if $(SOURCE),--source $(SOURCE))
+
+# SOURCE=the pets, PHOTOS=photos in a folder for each class; OUT=a table that keeps the results, so that it can go on.
+bench-accuracy: $(READY)
+	python -m benchmarks.accuracy $(if $(SOURCE),--source $(SOURCE)) $(if $(PHOTOS),--photos $(PHOTOS)) $(if $(OUT),--out $(OUT))
+
+# AGAINST=a checkout of another version.
+bench-startup: $(READY)
+	python -m benchmarks.startup $(if $(AGAINST),--against $(AGAINST))
 
 clean:
 	rm -rf $(VENV)

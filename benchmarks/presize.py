@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import psutil
 
+from benchmarks.goals import goal
 from benchmarks.photos import IMAGES, archive_of, photos
 from breedline.params import Params, Presize, load_params
 from breedline.shards import ShardSet
@@ -53,28 +53,21 @@ def main(source: Path | None) -> bool:
         shutil.rmtree(folder / "quarter")
         whole = _memory(_workspace(folder / "whole", params, all_))
         met = [
-            _row(f"memory of {stage} (of a quarter of the data: {quarter[stage]:.0f} MB)", peak, "MB", most=MEGABYTES)
+            goal(f"memory of {stage} (of a quarter of the data: {quarter[stage]:.0f} MB)", peak, "MB", most=MEGABYTES)
             for stage, peak in whole.items()
         ]
 
         grown = _workspace(folder / "grown", params, all_, more)
         _run("download", grown)
         theirs, first, again = _race(all_, folder / "whole", grown, folder)
-        _row(f"fastai's resize_images, best of {ROUNDS}", theirs, "s")
-        _row(f"presize, best of {ROUNDS}", first, "s")
-        _row(f"presize again, with 1 % more images, best of {ROUNDS}", again, "s")
+        goal(f"fastai's resize_images, best of {ROUNDS}", theirs, "s")
+        goal(f"presize, best of {ROUNDS}", first, "s")
+        goal(f"presize again, with 1 % more images, best of {ROUNDS}", again, "s")
         met += [
-            _row("presize is quicker than fastai", theirs / first, "times", least=TIMES_FASTER),
-            _row("and again, than the first time", first / again, "times", least=TIMES_FASTER_AGAIN),
+            goal("presize is quicker than fastai", theirs / first, "times", least=TIMES_FASTER),
+            goal("and again, than the first time", first / again, "times", least=TIMES_FASTER_AGAIN),
         ]
     return all(met)
-
-
-def _row(what: str, value: float, unit: str, most: float = np.inf, least: float = 0) -> bool:
-    goal = f"at most {most:g}" if most < np.inf else f"at least {least:g}" if least else ""
-    met = least <= value <= most
-    print(f"{what:<62} {value:8.1f} {unit:<6} {goal:<14} {'' if met else 'MISSED'}".rstrip(), flush=True)
-    return met
 
 
 def _workspace(folder: Path, params: Params, *archives: Path) -> Path:

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from breedline.learner import machine, pick_device, pick_precision
+from breedline.device import machine, pick_device, pick_precision
 from breedline.params import Params, load_params
 from stages.evaluate import evaluate
 from stages.train import train
