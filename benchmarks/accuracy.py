@@ -104,7 +104,11 @@ def main(arguments: argparse.Namespace) -> bool:
         for kind in kinds:
             _prepare(folder / kind, images[kind], params)
         with ThreadPoolExecutor(arguments.jobs, initializer=_take_cores, initargs=(_shares(arguments.jobs),)) as pool:
-            list(pool.map(lambda split: _one_split(*split, folder / _kind(split[0]), arguments, results), wanted))
+            list(
+                pool.map(
+                    lambda split: _one_split(split[0], split[1], folder / _kind(split[0]), arguments, results), wanted
+                )
+            )
     met = [_show(data, seeds, arguments.arms, results) for data in arguments.data]
     return all(met)
 
