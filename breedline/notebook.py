@@ -11,6 +11,7 @@ say of the data and the model holds here, too; how long to train, at which rate 
 from pathlib import Path
 from typing import Any
 
+import fastai.vision.all  # noqa: F401 - gives a Learner fine_tune, lr_find and tta, and pictures their show
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from torch import nn
@@ -105,18 +106,16 @@ def learner(dls: ImageLoaders, *, weights: Path | str | None = None, bundle: Pat
     Raises:
         BreedlineError: not one of the two is given, or what it holds does not fit the loaders' settings.
     """
-    if (weights is None) == (bundle is None):
-        raise BreedlineError('say what to start from, weights="data/weights" or bundle="models"')
     train = dls.params.train
     if bundle is not None and weights is None:
-        model, learned = _published(dls, Path(bundle)), True
+        model, pretrained = _published(dls, Path(bundle)), dls.params.weights.source != "none"
     elif weights is not None and bundle is None:
-        model, learned = _before_fine_tuning(dls, Path(weights))
+        model, pretrained = _before_fine_tuning(dls, Path(weights))
     else:
         raise BreedlineError('say what to start from: either weights="data/weights" or bundle="models"')
     loss = loss_function(train.loss, train.label_smoothing)
     learn = create_learner(dls, model, loss, channels_last=train.channels_last)
-    if learned and train.freeze_statistics:
+    if pretrained and train.freeze_statistics:
         learn.add_cb(FrozenStatistics())
     learn.model_dir = cache_dir("learners")
     return learn
