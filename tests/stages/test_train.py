@@ -6,19 +6,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from fastai.learner import AvgLoss, AvgSmoothLoss, Learner
-from fastai.metrics import accuracy
-from fastai.torch_core import set_seed
 from safetensors.torch import load_file
 from torch._inductor import config as inductor
+from torch.nn import BatchNorm2d
 
+import breedline.probe
 from breedline.errors import BreedlineError
 from breedline.history import History
-from breedline.items import load_items
-from breedline.learner import Geometry, create_learner, create_model, data_block, loss_function
-from breedline.loader import PixelsDL
-from breedline.pixels import Store
-from stages.train import fine_tune
+from breedline.zoo import create_model, features
 
 Pipeline = Any
 Width = Callable[[Path], int]
@@ -78,35 +73,6 @@ def test_equal_inputs_give_bit_equal_weights(pipeline: Pipeline, trained: Path, 
         assert (trained / "report" / name).read_bytes() == (again / "report" / name).read_bytes(), name
 
 
-def test_the_phases_are_those_of_fine_tune(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = pd.read_csv(pipeline.path("labels.csv"))
-    items = load_items(pipeline.path("presized"), table[table["split"] != "test"])
-    geometry = Geometry(40, 32, (0.5,) * 3, (0.25,) * 3)
-    block = data_block(pipeline.path("presized"), ["blue", "green", "red"], geometry, pipeline.params.train.augment)
-
-    store = Store(pipeline.path("presized"), torch.device("cpu"), geometry.max_side)
-
-    def train(run: Any) -> tuple[dict[str, torch.Tensor], list[Any]]:
-        set_seed(1, reproducible=True)
-        dls = block.dataloaders(items, bs=16, device=torch.device("cpu"), dl_type=PixelsDL, store=store)
-        learn = create_learner(dls, create_model("resnet18", 3), "resnet18", loss_function("cross_entropy"))
-        if run is theirs:
-            learn.recorder.loss, learn.recorder.smooth_loss = AvgLoss(), AvgSmoothLoss()
-            learn.metrics = [accuracy]
-        with learn.no_bar(), learn.no_logging():
-            run(learn)
-        return learn.model.state_dict(), [list(epoch) for epoch in learn.recorder.values]
-
-    def theirs(learn: Learner) -> None:
-        learn.fine_tune(2, 0.004, freeze_epochs=1)
-
-    ours, our_values = train(lambda learn: fine_tune(learn, 1, 2, 0.004))
-    fastai, their_values = train(theirs)
-    assert all(torch.equal(ours[name], fastai[name]) for name in ours)
-    assert our_values == their_values
-    assert len(our_values[-1]) == 3
-
-
 def test_the_frozen_phase_teaches_the_head_and_the_normalisation_alone(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,18 +82,20 @@ def test_the_frozen_phase_teaches_the_head_and_the_normalisation_alone(
         seen.append({name: tensor.clone() for name, tensor in history.learn.model.state_dict().items()})
 
     monkeypatch.setattr(History, "before_fit", keep, raising=False)
-    pipeline.train(tmp_path, arch="resnet18", freeze_epochs=1, epochs=1)
+    pipeline.train(tmp_path, freeze_epochs=1, epochs=1)
     before, after = seen  # of the frozen phase
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    body = {name for name in before if name.startswith("0.")}
-    of_norms = {name for name in body if "bn" in name or "downsample.1" in name or name.startswith("0.1.")}
-    assert {name for name in changed & body if name not in of_norms} == set()
-    assert {name for name in of_norms if name.endswith("running_mean")} <= changed
-    assert {name for name in before if name.startswith("1.") and name.endswith("weight")} <= changed
+    norms = [name for name, layer in create_model("test_resnet", 3).named_modules() if isinstance(layer, BatchNorm2d)]
+    of_norms = {name for name in before if name.rpartition(".")[0] in norms}
+    head = {name for name in before if name.startswith("fc.")}
+    assert len(of_norms) > 10
+    assert len(head) == 2
+    assert changed <= of_norms | head
+    assert {name for name in of_norms if name.endswith("running_mean")} | head <= changed
 
 
 def test_the_finder_chooses_the_rate_and_shows_why(pipeline: Pipeline, tmp_path: Path, width: Width) -> None:
-    folder = pipeline.train(tmp_path, base_lr="auto", epochs=1, batch_size=16)
+    folder = pipeline.train(tmp_path, base_lr="finder", epochs=1, batch_size=16)
     metrics = json.loads((folder / "train.json").read_text())
     assert metrics["lr_find"].keys() == {"valley", "steepest", "minimum_tenth"}
     assert metrics["base_lr"] == metrics["lr_find"]["valley"]
@@ -190,6 +158,115 @@ def test_too_little_memory_for_two_images_is_one_line(
     monkeypatch.setattr(History, "after_pred", too_much, raising=False)
     with pytest.raises(BreedlineError, match=r"memory of the CPU.* is too small for two images.*train.image_size"):
         pipeline.train(tmp_path)
+
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def state(pipeline: Pipeline) -> dict[str, torch.Tensor]:
+    """The pretrained weights."""
+    return load_file(pipeline.path("weights") / "weights.safetensors")
+
+
+def test_a_head_is_fitted_and_everything_fine_tuned(fine_tuned: Path) -> None:
+    metrics = json.loads((fine_tuned / "train.json").read_text())
+    assert metrics["accuracy"] > 0.9
+    assert metrics["epochs"] == 2
+    assert metrics["penalty"] in breedline.probe.PENALTIES
+    assert metrics["share"] in (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert metrics["head"].keys() == metrics["fine_tuned"].keys() == {"valid_loss", "accuracy"}
+    assert metrics["valid_loss"] <= min(metrics[end]["valid_loss"] for end in ("head", "fine_tuned"))
+    history = pd.read_csv(fine_tuned / "report/live/plots/metrics/valid_loss.tsv", sep="\t")
+    assert history["step"].tolist() == [0, 1, 2], "0 is the head alone"
+    assert history["valid_loss"].tolist()[0] == pytest.approx(metrics["head"]["valid_loss"])
+    assert history["valid_loss"].tolist()[2] == pytest.approx(metrics["fine_tuned"]["valid_loss"], abs=1e-5)
+
+
+def test_the_statistics_are_those_of_the_pretraining_and_all_else_is_fine_tuned(
+    pretrained: Pipeline, fine_tuned: Path
+) -> None:
+    before, after = state(pretrained), weights(fine_tuned)
+    assert json.loads((fine_tuned / "train.json").read_text())["share"] > 0
+    same = {name for name in after if name in before and torch.equal(before[name], after[name])}
+    assert same == {name for name in after if name.endswith(STATISTICS)}
+    assert len(same) > 10
+
+
+def test_statistics_that_are_not_frozen_are_trained_and_not_averaged(pretrained: Pipeline, tmp_path: Path) -> None:
+    folder = pretrained.train(tmp_path, freeze_statistics=False, epochs=3)
+    metrics = json.loads((folder / "train.json").read_text())
+    before, after = state(pretrained), weights(folder)
+    assert metrics["share"] in (0.0, 1.0)
+    assert metrics["valid_loss"] == metrics["fine_tuned" if metrics["share"] else "head"]["valid_loss"]
+    trained = {name for name in after if name.endswith("running_mean") and not torch.equal(before[name], after[name])}
+    assert bool(trained) == (metrics["share"] == 1)
+
+
+def test_no_epochs_publish_the_head_alone(pretrained: Pipeline, fine_tuned: Path, tmp_path: Path) -> None:
+    folder = pretrained.train(tmp_path, epochs=0)
+    metrics = json.loads((folder / "train.json").read_text())
+    assert metrics["epochs"] == 0
+    assert metrics["accuracy"] > 0.9
+    head = json.loads((fine_tuned / "train.json").read_text())["head"]
+    assert {name: metrics[name] for name in head} == head
+    before, after = state(pretrained), weights(folder)
+    assert all(torch.equal(after[name], before[name]) for name in after if not name.startswith("fc."))
+    assert after["fc.weight"].shape[0] == 3
+
+
+def test_without_pretrained_weights_fit_fits_nothing(
+    pipeline: Pipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    folder = pipeline.train(tmp_path, freeze_epochs="fit", epochs=1)
+    assert "train: no body is pretrained, so there is no head to fit" in caplog.messages
+    metrics = json.loads((folder / "train.json").read_text())
+    assert not {"head", "fine_tuned", "share", "penalty"} & metrics.keys()
+    assert metrics["epochs"] == 1
+    means = [tensor for name, tensor in weights(folder).items() if name.endswith("running_mean")]
+    assert means
+    assert all(tensor.any() for tensor in means), "statistics are trained"
+
+
+def test_settings_that_are_auto_depend_on_the_data(pretrained: Pipeline, pipeline: Pipeline, tmp_path: Path) -> None:
+    settings = {"batch_size": "auto", "base_lr": "auto", "epochs": "auto", "freeze_epochs": 0}
+    images = _images(pipeline, "train")
+    assert 110 < images < 140, "of which 16 epochs of batches of 32 make 64 steps"
+    metrics = json.loads((pretrained.train(tmp_path / "pretrained", **settings) / "train.json").read_text())
+    assert (metrics["epochs"], metrics["batch_size"], metrics["base_lr"]) == (16, 32, 0.002)
+    settings["epochs"] = 1
+    metrics = json.loads((pipeline.train(tmp_path / "scratch", **settings) / "train.json").read_text())
+    assert (metrics["batch_size"], metrics["base_lr"]) == (32, 0.005)
+
+
+def test_a_training_that_diverges_is_told_in_one_line(pretrained: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(
+        BreedlineError, match=r"loss is no number any more after epoch 1: choose a smaller train\.base_lr"
+    ):
+        pretrained.train(tmp_path, base_lr=9e30)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_out_of_memory_features_are_computed_for_fewer_images_at_a_time(
+    pretrained: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = []
+
+    def too_much(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return features(model, images)
+
+    monkeypatch.setattr(breedline.probe, "features", too_much)
+    folder = pretrained.train(tmp_path, batch_size=32, epochs=1)
+    assert [message for message in caplog.messages if "out of memory" in message] == [
+        "train: out of memory: batches of 32 from now on in parts of 16",
+        "train: out of memory: batches of 32 from now on in parts of 8",
+    ]
+    assert sizes[:3] == [30, 15, 5]
+    assert set(sizes[3:]) == {5}
+    assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
 
 
 @pytest.mark.parametrize(
