@@ -252,7 +252,7 @@ def _show(data: str, seeds: Sequence[int], arms: Sequence[str], results: Results
     rows = results.table.query("data == @data and arm in @arms and seed in @seeds")
     accuracy = rows.pivot_table(index="seed", columns="arm", values="accuracy")
     seconds = rows.groupby("arm")["seconds"].mean()
-    table = Table("", "test accuracy", "95 % interval", "seconds", title=f"{data}, {len(accuracy)} splits")
+    table = Table("", "test accuracy", "95 % interval", "seconds", title=f"{data}, splits: {len(accuracy)}")
     for arm in (arm for arm in ARMS if arm in arms):
         table.add_row(arm, *_mean(accuracy[arm], ".4f"), f"{seconds[arm]:.1f}")
     more = {peer: accuracy["ours"] - accuracy[peer] for peer in ("probe", "book") if {"ours", peer} <= {*arms}}
@@ -274,8 +274,9 @@ def _show(data: str, seeds: Sequence[int], arms: Sequence[str], results: Results
 
 def _mean(values: pd.Series, form: str) -> tuple[str, str]:
     """The mean, and half the width of its 95 % interval, by Student's t."""
-    half = student.ppf(0.975, len(values) - 1) * values.sem() if len(values) > 1 else float("nan")
-    return f"{values.mean():{form}}", f"± {half:.4f}"
+    if len(values) < 2:
+        return f"{values.mean():{form}}", "of one split none"
+    return f"{values.mean():{form}}", f"± {student.ppf(0.975, len(values) - 1) * values.sem():.4f}"
 
 
 if __name__ == "__main__":

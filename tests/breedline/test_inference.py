@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from breedline.inference import infer
+from breedline.inference import in_batches, infer
 from breedline.items import Item
 from breedline.pixels import Pixels, Store
 from breedline.shards import ShardSet
@@ -32,7 +32,9 @@ def test_outputs_are_in_the_order_of_views_and_images(images: tuple[Store, list[
         sizes.append(len(batch))
         return torch.cat([batch[:, 0, 0], 2 * batch[:, 0, 0]], dim=1)
 
-    found = infer(model, *images, views, batch_size=batch_size, advance=done.append)
+    store, items = images
+    batches = store.batches(in_batches(items, batch_size))
+    found = infer(model, batches, views, device=store.device, advance=done.append)
     wanted = torch.tensor([[(w, 2 * w) for w in WIDTHS], [(-w, -2 * w) for w in WIDTHS]], dtype=torch.float32)
     assert torch.equal(found, wanted)
     assert sum(sizes) == 14
@@ -51,7 +53,9 @@ def test_it_computes_in_the_precision_and_gives_fp32(images: tuple[Store, list[I
         computed.add(output.dtype)
         return output
 
-    found = infer(model, *images, views, batch_size=3, precision=precision)
+    store, items = images
+    batches = store.batches(in_batches(items, 3))
+    found = infer(model, batches, views, device=store.device, precision=precision)
     assert computed == {torch.bfloat16 if precision == "bf16" else torch.float32}
     assert found.dtype == torch.float32
     assert found.shape == (2, 7, 5)

@@ -179,7 +179,7 @@ def test_a_published_model_predicts_what_evaluate_predicts(
     save_bundle(data / "models", quiet.model, spec)
     learn, store = learner(dls, bundle=data / "models"), dls.train.store
     items = dls.test.items
-    expected = predict(params.evaluate, learn.model, spec, store, items)
+    expected = predict(params.evaluate, learn.model, spec, store.batches([items]), store.device)
     files = []
     for item in items:
         files.append(data / item.name)

@@ -50,6 +50,10 @@ def test_all_mistakes_are_reported_at_once(vary: Vary) -> None:
         ("table", "table: labels.csv", "set either pattern or table"),
         ("valid_pct", "valid_pct: 0.9", "leave nothing to train on"),
         ("epochs", 'epochs: "3"', "train.epochs = '3': should be a valid integer"),
+        ("epochs", "epochs: -1", "train.epochs = -1: should be"),
+        ("freeze_epochs", "freeze_epochs: auto", "train.freeze_epochs = 'auto': should be 'fit'"),
+        ("batch_size", "batch_size: fit", "train.batch_size = 'fit': should be 'auto'"),
+        ("lr_ratio", "lr_ratio: 0.5", "train.lr_ratio = 0.5: should be greater than or equal to 1"),
         ("base_lr", "base_lr: fast", "train.base_lr = 'fast': should be 'auto'"),
         ("url", "url: x\n      sha256: 12", "download.sources.0.sha256"),
         ("top_losses", "top_losses: 1\nextra: 2", "extra: unknown setting; remove it"),
@@ -63,6 +67,39 @@ def test_all_mistakes_are_reported_at_once(vary: Vary) -> None:
 def test_a_mistake_names_the_key_and_what_would_be_right(vary: Vary, key: str, line: str, expected: str) -> None:
     with pytest.raises(ParamsError, match=re.escape(expected)):
         load_params(vary(**{key: line}))
+
+
+@pytest.mark.parametrize(
+    ("freeze_epochs", "source", "allowed"),
+    [("fit", "imagenet", True), ("fit", "none", False), ("1", "imagenet", False), ("0", "none", False)],
+)
+def test_no_epochs_are_for_a_head_that_is_fitted_to_a_pretrained_body(
+    vary: Vary, freeze_epochs: str, source: str, allowed: bool
+) -> None:
+    path = vary(epochs="epochs: 0", freeze_epochs=f"freeze_epochs: {freeze_epochs}", source=f"source: {source}")
+    if allowed:
+        assert load_params(path).train.epochs == 0
+    else:
+        with pytest.raises(
+            ParamsError, match=r"train.epochs: with 0 there is only a fitted head, which takes freeze_e"
+        ):
+            load_params(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "line", "value"),
+    [
+        ("batch_size", "batch_size: auto", "auto"),
+        ("epochs", "epochs: auto", "auto"),
+        ("freeze_epochs", "freeze_epochs: 3", 3),
+        ("freeze_epochs", "freeze_epochs: fit", "fit"),
+        ("base_lr", "base_lr: auto", "auto"),
+        ("base_lr", "base_lr: finder", "finder"),
+        ("lr_ratio", "lr_ratio: 1", 1),
+    ],
+)
+def test_what_training_may_choose_itself(vary: Vary, key: str, line: str, value: str | int) -> None:
+    assert getattr(load_params(vary(**{key: line})).train, key) == value
 
 
 def test_a_missing_or_broken_file_is_one_line(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,14 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ruamel.yaml import YAML
 
+from breedline.augment import Transforms
 from breedline.bundle import load_bundle
 from breedline.errors import BreedlineError
+from breedline.inference import in_batches
 from breedline.items import load_items
-from breedline.loader import View
-from breedline.pictures import MAX_CLASSES
-from breedline.pixels import Pixels
-from stages.evaluate import _class_pictures, evaluate, predict
+from breedline.pixels import Pixels, Store
+from breedline.shards import PRESIZED_COLUMNS, ShardSet
+from breedline.views import Geometry
+from stages.evaluate import evaluate, predict
 
 Pipeline = Any
 Width = Callable[[Path], int]
@@ -73,17 +79,6 @@ def test_labels_are_text_in_tables_and_pictures(pipeline: Pipeline, trained: Pat
     assert set(pd.read_csv(tmp_path / "report/per_class.csv")["class"]) == set(UGLY.values())
 
 
-def test_of_many_classes_the_worst_are_drawn(tmp_path: Path, width: Width, monkeypatch: pytest.MonkeyPatch) -> None:
-    titles = []
-    monkeypatch.setattr("stages.evaluate.f1_picture", lambda *drawn: titles.append(drawn[2]))
-    names = [f"class {number}" for number in range(MAX_CLASSES + 20)]
-    predictions = pd.DataFrame({"actual": names, "predicted": names[:1] * 20 + names[20:]})
-    scores = pd.DataFrame({"class": names, "f1": [0.0] * 20 + [1.0] * MAX_CLASSES, "images": 1})
-    _class_pictures(predictions, scores, tmp_path)
-    assert titles == [f"Test split: F1 of the worst {MAX_CLASSES} of {len(names)} classes"]
-    assert 2000 < width(tmp_path / "confusion.png") < 3000
-
-
 @pytest.mark.parametrize("tta", [0, 2])
 def test_equal_inputs_give_equal_bytes(pipeline: Pipeline, trained: Path, tmp_path: Path, tta: int) -> None:
     for folder in (tmp_path / "a", tmp_path / "b"):
@@ -93,23 +88,49 @@ def test_equal_inputs_give_equal_bytes(pipeline: Pipeline, trained: Path, tmp_pa
 
 
 def test_views_are_weighed_as_fastai_does(pipeline: Pipeline, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shades = iter([0.0, 0.4, 0.8] * 9)
+    shades = iter([0.4, 0.8] * 9)
 
-    def shade(view: View, pixels: Pixels, device: torch.device, split_idx: int) -> torch.Tensor:
-        value = next(shades)
-        assert (value > 0) == (split_idx == 0)
-        return torch.full((len(pixels.start), 3, view.size, view.size), value)
+    def central(pixels: Pixels, geometry: Geometry, device: torch.device) -> torch.Tensor:
+        return torch.zeros(len(pixels.start), 3, geometry.size, geometry.size)
 
-    monkeypatch.setattr(View, "finished", shade)
+    def random(transforms: Transforms, pixels: Pixels, device: torch.device, split_idx: int) -> torch.Tensor:
+        assert split_idx == 0
+        return central(pixels, transforms.geometry, device) + next(shades)
+
+    monkeypatch.setattr("stages.evaluate.central_views", central)
+    monkeypatch.setattr(Transforms, "finished", random)
     model, spec = load_bundle(trained / "bundle")
-    table = pd.read_csv(pipeline.path("labels.csv"))
-    items = load_items(pipeline.path("presized"), table)[:7]
-    params = pipeline.params.evaluate.model_copy(update={"tta": 2, "batch_size": 9})  # three images at a time
-    found = predict(params, model, spec, pipeline.path("presized"), items)
+    images = ShardSet(pipeline.path("presized"), PRESIZED_COLUMNS)
+    items = load_items(images, pd.read_csv(pipeline.path("labels.csv")))[:7]
+    params = pipeline.params.evaluate.model_copy(update={"tta": 2})
+    store = Store(images, torch.device("cpu"), spec.geometry.max_side)
+    found = predict(params, model, spec, store.batches(in_batches(items, 3)), store.device)
     with torch.inference_mode():
         plain, first, second = (model(torch.full((1, 3, 32, 32), value)).softmax(1) for value in (0.0, 0.4, 0.8))
     wanted = 0.25 * plain + 0.75 * (first + second) / 2
     assert np.allclose(found, wanted.expand(7, 3), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_without_augmented_views_it_starts_without_fastai(pipeline: Pipeline, trained: Path, tmp_path: Path) -> None:
+    YAML().dump(pipeline.params.model_dump(), tmp_path / "params.yaml")
+    code = """
+import sys
+from pathlib import Path
+from breedline.params import load_params
+from stages.evaluate import evaluate
+bundle, presized, labels = map(Path, sys.argv[1:])
+params = load_params(Path("params.yaml")).evaluate
+evaluate(params, bundle, presized, labels, metrics=Path("evaluate.json"), report=Path("report"))
+print(*sys.modules)
+"""
+    command = [sys.executable, "-c", code, trained / "bundle", pipeline.path("presized"), pipeline.path("labels.csv")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    loaded = ran.stdout.split()
+    assert "torch" in loaded
+    assert "fastai" not in loaded
+    assert (tmp_path / "report/predictions.csv").is_file()
 
 
 def test_with_bce_an_image_may_be_none_of_them(pipeline: Pipeline, tmp_path: Path) -> None:

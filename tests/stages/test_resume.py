@@ -26,10 +26,10 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def train_until(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def train_until(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A function that trains into a folder and ends as if killed, after some whole epochs and before the next is."""
 
-    def run(epochs: int, folder: Path, **settings: Any) -> None:
+    def run(pipeline: Pipeline, epochs: int, folder: Path, **settings: Any) -> None:
         def end(history: History) -> None:
             if len(history.epochs) == epochs:
                 raise Killed
@@ -52,7 +52,7 @@ def test_an_interrupted_training_resumes_bit_for_bit(
     caplog: pytest.LogCaptureFixture,
     epoch: int,
 ) -> None:
-    train_until(epoch - 1, tmp_path / "killed")
+    train_until(pipeline, epoch - 1, tmp_path / "killed")
     caplog.set_level("INFO")
     again = pipeline.train(tmp_path / "again")
     assert (f"train: resuming after epoch {epoch - 1} of 3" in caplog.messages) == (epoch > 1)
@@ -60,6 +60,44 @@ def test_an_interrupted_training_resumes_bit_for_bit(
     history = pd.read_csv(again / "report/live/plots/metrics/accuracy.tsv", sep="\t")
     assert history["step"].tolist() == [1, 2, 3]
     assert not any((tmp_path / "cache/checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_an_interrupted_fine_tuning_of_a_fitted_head_resumes_bit_for_bit(
+    pretrained: Pipeline,
+    fine_tuned: Path,
+    tmp_path: Path,
+    assert_same: Callable[..., None],
+    train_until: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    epoch: int,
+) -> None:
+    train_until(pretrained, epoch - 1, tmp_path / "killed")
+    monkeypatch.setattr("breedline.probe.compute_features", lambda *_: pytest.fail("computed again"))
+    again = pretrained.train(tmp_path / "again")
+    assert_same(fine_tuned, again, "report/schedule.png", "report/live/plots/metrics/valid_loss.tsv")
+    assert not any((tmp_path / "cache/checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("moment", ["features", "fit_linear", "publish_best"])
+def test_a_kill_between_epochs_and_steps_changes_nothing(
+    pretrained: Pipeline,
+    fine_tuned: Path,
+    tmp_path: Path,
+    assert_same: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    module = "stages.train" if moment == "publish_best" else "breedline.probe"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.{moment}", killed)
+        with pytest.raises(Killed):
+            pretrained.train(tmp_path / "killed")
+    assert not (tmp_path / "killed/bundle").exists()
+    assert_same(fine_tuned, pretrained.train(tmp_path / "again"))
 
 
 def test_other_settings_start_clean_and_the_finder_is_asked_once(
@@ -70,13 +108,13 @@ def test_other_settings_start_clean_and_the_finder_is_asked_once(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    settings = {"base_lr": "auto", "batch_size": 16}
-    train_until(1, tmp_path / "killed", **settings)
+    settings = {"base_lr": "finder", "batch_size": 16}
+    train_until(pipeline, 1, tmp_path / "killed", **settings)
     caplog.set_level("INFO")
     other = pipeline.train(tmp_path / "other", **settings, seed=43)
     assert not any("resuming" in message for message in caplog.messages)
     with monkeypatch.context() as patch:
-        patch.setattr("stages.train._find_lr", lambda *_, **__: pytest.fail("asked again"))
+        patch.setattr("breedline.finetune._find_lr", lambda *_, **__: pytest.fail("asked again"))
         again = pipeline.train(tmp_path / "again", **settings)
     assert any("resuming after epoch 1 of 3" in message for message in caplog.messages)
     whole = pipeline.train(tmp_path / "whole", **settings)
@@ -97,11 +135,11 @@ def _start(pipeline: Pipeline, folder: Path, path: str) -> subprocess.Popen[str]
     )
 
 
-@pytest.mark.slow
-def test_a_kill_in_every_epoch_of_both_phases_changes_nothing(
-    pipeline: Pipeline, trained: Path, tmp_path: Path, assert_same: Callable[..., None], preloaded: str
-) -> None:
-    def run(kill_after: str | None) -> str:
+@pytest.fixture
+def run_with_a_kill(tmp_path: Path, preloaded: str) -> Callable[[Pipeline, str | None], str]:
+    """A function that trains as a process of its own and kills it a moment after it has said something; what it said."""
+
+    def run(pipeline: Pipeline, kill_after: str | None) -> str:
         process = _start(pipeline, tmp_path, preloaded)
         said = []
         assert process.stderr
@@ -114,11 +152,37 @@ def test_a_kill_in_every_epoch_of_both_phases_changes_nothing(
         assert process.returncode == (-signal.SIGKILL if kill_after else 0), said
         return "".join(said)
 
-    run("of the head alone")
-    run("epoch 1/3")
-    run("epoch 2/3")
-    assert "resuming after epoch" in run(None)
+    return run
+
+
+@pytest.mark.slow
+def test_a_kill_in_every_epoch_of_both_phases_changes_nothing(
+    pipeline: Pipeline,
+    trained: Path,
+    tmp_path: Path,
+    assert_same: Callable[..., None],
+    run_with_a_kill: Callable[..., str],
+) -> None:
+    for moment in ("of the head alone", "epoch 1/3", "epoch 2/3"):
+        run_with_a_kill(pipeline, moment)
+    assert "resuming after epoch" in run_with_a_kill(pipeline, None)
     assert_same(trained, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_kill_while_or_after_a_head_is_fitted_changes_nothing(
+    pretrained: Pipeline,
+    fine_tuned: Path,
+    tmp_path: Path,
+    assert_same: Callable[..., None],
+    run_with_a_kill: Callable[..., str],
+) -> None:
+    fitted = "the head alone, fitted to features"
+    run_with_a_kill(pretrained, "when decoded")
+    assert fitted in run_with_a_kill(pretrained, fitted)
+    assert fitted not in run_with_a_kill(pretrained, "epoch 1/2")
+    assert fitted not in run_with_a_kill(pretrained, None), "it is kept"
+    assert_same(fine_tuned, tmp_path)
 
 
 def test_a_resumed_training_keeps_its_smaller_batches(
@@ -137,7 +201,7 @@ def test_a_resumed_training_keeps_its_smaller_batches(
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(History, "after_pred", too_much, raising=False)
-    train_until(1, tmp_path, batch_size=16)
+    train_until(pipeline, 1, tmp_path, batch_size=16)
     assert sizes == {16, 8}
     sizes.clear()
     caplog.clear()
@@ -152,7 +216,7 @@ def test_on_a_gpu_a_training_resumes_with_the_same_schedule_and_about_the_same_n
     pipeline: Pipeline, tmp_path: Path, train_until: Callable[..., None]
 ) -> None:
     whole = pipeline.train(tmp_path / "whole")
-    train_until(2, tmp_path / "killed")
+    train_until(pipeline, 2, tmp_path / "killed")
     again = pipeline.train(tmp_path / "again")
     assert sha256_of(whole / "report/schedule.png") == sha256_of(again / "report/schedule.png")
     one, other = (json.loads((folder / "train.json").read_text()) for folder in (whole, again))
