@@ -49,7 +49,7 @@ def test_all_mistakes_are_reported_at_once(vary: Vary) -> None:
         ("pattern", r"pattern: (?!x)(\d)_\d+\.png", "has no group called label"),
         ("table", "table: labels.csv", "set either pattern or table"),
         ("valid_pct", "valid_pct: 0.9", "leave nothing to train on"),
-        ("epochs", 'epochs: "3"', "train.epochs = '3': should be a valid integer"),
+        ("epochs", 'epochs: "3"', "train.epochs = '3': should be 'auto', or should be a valid integer"),
         ("epochs", "epochs: -1", "train.epochs = -1: should be"),
         ("freeze_epochs", "freeze_epochs: auto", "train.freeze_epochs = 'auto': should be 'fit'"),
         ("batch_size", "batch_size: fit", "train.batch_size = 'fit': should be 'auto'"),
@@ -61,7 +61,11 @@ def test_all_mistakes_are_reported_at_once(vary: Vary) -> None:
         ("channels_last", "channels_last: true\n  seed: -1", "is not YAML: while constructing a mapping"),
         ("epochs", f"epochs: {'9' * 5000}", "is not YAML: Exceeds the limit"),
         ("epochs", f"epochs: {'[' * 5000}", "is not YAML"),
-        ("batch_size", "batch_size: 1000000000", "train.batch_size = 1000000000: should be less than or equal to"),
+        (
+            "batch_size",
+            "batch_size: 1000000000",
+            "train.batch_size = 1000000000: should be 'auto', or should be less than or equal to",
+        ),
     ],
 )
 def test_a_mistake_names_the_key_and_what_would_be_right(vary: Vary, key: str, line: str, expected: str) -> None:
