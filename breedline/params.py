@@ -174,7 +174,8 @@ class Train(_Section):
     epochs: Literal["auto"] | Annotated[int, Field(ge=0, lt=2**31)]
     """Epochs with everything learning; 0 to publish the fitted head alone.
 
-    `auto`: as many as make 64 steps, but at least 6 and at most 16; from scratch, three times that.
+    `auto`: 6; with fewer than 512 images, as many as make 32 steps, but at least 4 and at most 16; from scratch, three
+    times that.
     """
     base_lr: Literal["auto", "finder"] | Annotated[float, Field(gt=0, lt=10)]
     """Learning rate of the head while the body is frozen; fine-tuning goes up to half of it.

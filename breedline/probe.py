@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from breedline.device import set_seed
-from breedline.inference import in_batches, infer
+from breedline.inference import Views, in_batches, infer
 from breedline.interpolation import score
 from breedline.items import Item
-from breedline.pixels import Pixels
 from breedline.progress import progress
 from breedline.training import Training
 from breedline.views import central_views
@@ -28,6 +27,8 @@ CHUNK = 4096
 """Images whose features are kept in one checkpoint."""
 RANDOM_VIEWS = 4
 """Views of each image beside the central one; with ten images a class they are worth a point of accuracy."""
+MAX_ROWS = 20_000
+"""With more rows of features than this, images times views, there are fewer random views: they pay where images are few."""
 PENALTIES = (0.1, 0.03, 0.01, 0.003, 0.001)
 """Strengths of the L2 penalty to choose from, from the strongest on."""
 FOLDS = 3
@@ -52,7 +53,7 @@ class Head:
 def fit_head(training: Training, part: int) -> Head | None:
     """Fit a head to the training images as the pretrained body sees them; None if the body is not pretrained.
 
-    Features and head are kept as checkpoints. Each image has the features of its central view and of RANDOM_VIEWS others.
+    Features and head are kept as checkpoints. Each image has the features of its central view and of up to RANDOM_VIEWS others.
 
     Args:
         part: images in a batch.
@@ -69,8 +70,8 @@ def fit_head(training: Training, part: int) -> Head | None:
         return Head(**kept)
     layer = linear_head(model)  # raises before features are computed for nothing
     items, target = training.split("train")
-    found = compute_features(training, model.eval(), items, part)
-    penalty = fit_linear(layer, found, target.cpu(), training.loss())
+    found = compute_features(training, model.eval(), items, part).to(training.device)
+    penalty = fit_linear(layer, found, target, training.loss())
     state = {name: tensor.cpu().clone() for name, tensor in layer.state_dict().items()}
     head = Head(state, penalty, score(training, model, part))
     training.checkpoints.keep("head", vars(head))
@@ -82,33 +83,45 @@ def fit_head(training: Training, part: int) -> Head | None:
 
 
 def compute_features(training: Training, model: nn.Module, items: list[Item], part: int) -> torch.Tensor:
-    """The features of the items, (views, images, features) in float32 on the CPU; resumable after each CHUNK."""
-    # fastai draws the random views; it takes as long to import as all else, and meanwhile the first images are decoded
+    """The features of the items, (views, images, features) in float32 on the CPU."""
+    geometry, device = training.geometry, training.device
+    central = _features(
+        training, "central", model, items, lambda pixels: [central_views(pixels, geometry, device)], part
+    )
+    count = max(0, min(RANDOM_VIEWS, MAX_ROWS // len(items) - 1))
+    if not count:
+        return central
+    # fastai, which draws the random views, takes as long to import as all else
     from breedline.augment import Transforms
 
-    transforms = Transforms(training.geometry, training.params.augment)
+    transforms = Transforms(geometry, training.params.augment)
+    random = _features(
+        *(training, "random", model, items),
+        lambda pixels: [transforms.finished(pixels, device, split_idx=0) for _ in range(count)],
+        max(1, part // count),
+    )
+    return torch.cat([central, random])
 
-    def views(pixels: Pixels) -> list[torch.Tensor]:
-        central = central_views(pixels, training.geometry, training.device)
-        random = (transforms.finished(pixels, training.device, split_idx=0) for _ in range(RANDOM_VIEWS))
-        return [central, *random]
 
+def _features(
+    training: Training, name: str, model: nn.Module, items: list[Item], views: Views, batch_size: int
+) -> torch.Tensor:
+    """The features of these views of the items; resumable after each CHUNK, by checkpoints that begin with `name`."""
     parts = []
-    with progress("train (features)", len(items)) as advance:
+    with progress(f"train (features of {name} views)", len(items)) as advance:
         for number, chunk in enumerate(in_batches(items, CHUNK)):
-            name = f"features-{number}"
-            found = training.checkpoints.kept(name)
+            found = training.checkpoints.kept(f"{name}-{number}")
             if found is None:
                 set_seed(training.params.seed + number)  # so that a resumed run draws the same views
                 found = infer(
                     partial(features, model),
-                    training.store.batches(in_batches(chunk, max(1, part // (1 + RANDOM_VIEWS)))),
+                    training.store.batches(in_batches(chunk, batch_size)),
                     views,
                     device=training.device,
                     precision=training.precision,
                     advance=advance,
                 ).cpu()
-                training.checkpoints.keep(name, found)
+                training.checkpoints.keep(f"{name}-{number}", found)
             parts.append(found)
     return torch.cat(parts, dim=1)
 
@@ -132,6 +145,7 @@ def fit_linear(head: nn.Linear, found: torch.Tensor, target: torch.Tensor, loss:
     penalty = PENALTIES[0]
     if images >= FOLDS:
         fold = torch.randperm(images, generator=torch.Generator().manual_seed(0)).remainder(FOLDS).repeat(views)
+        fold = fold.to(inputs.device)
         losses = [_held_out(inputs, targets, fold == part, head.out_features, loss) for part in range(FOLDS)]
         penalty = PENALTIES[int(torch.stack(losses).sum(0).argmin())]
     weight, bias = _fitted(inputs, targets, head.out_features, loss, [penalty])[0]
@@ -154,7 +168,7 @@ def _fitted(
     inputs: torch.Tensor, targets: torch.Tensor, classes: int, loss: nn.Module, penalties: Iterable[float]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Weight (classes, features) and bias (classes,) of a head for each penalty, each starting from the one before."""
-    head = nn.Linear(inputs.shape[1], classes)
+    head = nn.Linear(inputs.shape[1], classes, device=inputs.device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     heads = []

@@ -22,8 +22,9 @@ from breedline.zoo import create_model, load_pretrained
 
 log = logging.getLogger("breedline")
 AUTO_BATCH_SIZE = 32
-AUTO_STEPS, AUTO_EPOCHS = 64, (6, 16)
-"""For `train.epochs: auto`: steps of fine-tuning at least, within the fewest and the most epochs."""
+AUTO_EPOCHS = 6
+FEW, AUTO_STEPS, AUTO_EPOCHS_OF_FEW = 512, 32, (4, 16)
+"""For `train.epochs: auto`: with fewer images than the first, so many steps of fine-tuning, from the fewest to the most epochs."""
 AUTO_BASE_LR, AUTO_BASE_LR_FROM_SCRATCH = 2e-3, 5e-3
 """For `train.base_lr: auto`; the first is also the default of fastai's `fine_tune`."""
 P = ParamSpec("P")
@@ -64,11 +65,13 @@ class Training:
         return min(wanted, len(self.split("train")[0]))
 
     def epochs(self, pretrained: bool) -> int:
-        """The epochs that are set, or as many as make AUTO_STEPS steps, within AUTO_EPOCHS; thrice that from scratch."""
+        """The epochs that are set, or AUTO_EPOCHS; for few images, as many as make AUTO_STEPS; from scratch, thrice that."""
         if self.params.epochs != "auto":
             return self.params.epochs
-        least, most = AUTO_EPOCHS
-        wanted = max(least, min(most, -(-AUTO_STEPS * self.batch_size // len(self.split("train")[0]))))
+        images = len(self.split("train")[0])
+        least, most = AUTO_EPOCHS_OF_FEW
+        few = max(least, min(most, round(AUTO_STEPS * self.batch_size / images)))
+        wanted = few if images < FEW else AUTO_EPOCHS
         return wanted if pretrained else 3 * wanted
 
     def loss(self) -> nn.Module:
