@@ -32,7 +32,7 @@ from breedline.pretrained import read_note
 from breedline.probe import fit_head
 from breedline.shards import INDEX, PRESIZED_COLUMNS, ShardSet
 from breedline.tables import read_csv
-from breedline.training import AUTO_BATCH_SIZE, Training
+from breedline.training import Training, batch_size
 from breedline.views import Geometry
 from breedline.zoo import statistics
 
@@ -79,12 +79,9 @@ def dataloaders(presized: Path | str, labels: Path | str, params: Params | Path 
     store = Store(images, pick_device(), geometry.max_side)
     store.keep(known, train.keep_images)
     transforms = Transforms(geometry, train.augment)
-    batch_size = min(
-        AUTO_BATCH_SIZE if train.batch_size == "auto" else train.batch_size,
-        sum(item.split == "train" for item in known),
-    )
+    at_once = batch_size(train, sum(item.split == "train" for item in known))
     loaders = data_block(images, sorted(table["label"].unique()), transforms).dataloaders(
-        known, bs=batch_size, device=store.device, dl_type=PixelsDL, store=store, transforms=transforms
+        known, bs=at_once, device=store.device, dl_type=PixelsDL, store=store, transforms=transforms
     )
     dls = ImageLoaders(*loaders.loaders, device=store.device)
     dls.params, dls.items = settings, items

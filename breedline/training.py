@@ -60,9 +60,8 @@ class Training:
 
     @property
     def batch_size(self) -> int:
-        """The batch size that is set, or AUTO_BATCH_SIZE; at most the number of images to train on."""
-        wanted = AUTO_BATCH_SIZE if self.params.batch_size == "auto" else self.params.batch_size
-        return min(wanted, len(self.split("train")[0]))
+        """Images in a step of the optimizer."""
+        return batch_size(self.params, len(self.split("train")[0]))
 
     def epochs(self, pretrained: bool) -> int:
         """The epochs that are set, or AUTO_EPOCHS; for few images, as many as make AUTO_STEPS; from scratch, thrice that."""
@@ -113,3 +112,8 @@ class Training:
             leave_autocast(self.device)
             gc.collect()
             torch.cuda.empty_cache()
+
+
+def batch_size(params: Train, images: int) -> int:
+    """The batch size that is set, or AUTO_BATCH_SIZE; at most the number of `images` to train on."""
+    return min(AUTO_BATCH_SIZE if params.batch_size == "auto" else params.batch_size, images)

@@ -96,7 +96,7 @@ def _train_all(training: Training, part: int, head: Head | None) -> tuple[torch.
         head.put_on(start)
     if training.params.epochs == 0:
         return start, {**(head.scores if head else {}), "epochs": 0}
-    # imported here, since fastai takes as long as all else, and the head alone can do without it
+    # imported here, as fastai takes as long as all else; meanwhile the first images have been decoded
     from breedline.finetune import fine_tune
 
     tuned = fine_tune(training, part, head)

@@ -145,7 +145,7 @@ def test_the_model_with_the_head_says_what_was_fitted(training: Make, loss: str)
 def test_without_a_pretrained_body_no_head_is_fitted(training: Make) -> None:
     one = training(pretrained=False)
     assert fit_head(one, 10) is None
-    assert one.checkpoints.kept("features-0") is None
+    assert one.checkpoints.kept("central-0") is None
 
 
 def test_a_head_that_is_not_one_linear_layer_is_told_before_features_are_computed(
@@ -169,11 +169,13 @@ def same(one: Head, other: Head) -> bool:
     )
 
 
-@pytest.mark.parametrize(("killed_after", "left"), [(0, 9), (3, 9), (4, 5), (7, 5), (8, 1), (9, 0)])
+@pytest.mark.parametrize(("killed_after", "left"), [(0, 12), (2, 10), (5, 9), (7, 5), (11, 1), (12, 0)])
 def test_a_fit_that_is_killed_computes_only_the_rest(
     training: Make, monkeypatch: pytest.MonkeyPatch, killed_after: int, left: int
 ) -> None:
-    monkeypatch.setattr(breedline.probe, "CHUNK", 8)  # 18 images, two at a time: batches 4 + 4 + 1
+    monkeypatch.setattr(
+        breedline.probe, "CHUNK", 8
+    )  # 18 images: 1 + 1 + 1 batches of central views, then 4 + 4 + 1 of random ones
     batches: list[int] = []
 
     def counted(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -189,7 +191,7 @@ def test_a_fit_that_is_killed_computes_only_the_rest(
     kill = False
     monkeypatch.setattr(breedline.probe, "features", counted)
     whole = fit_head(replace(one, checkpoints=Checkpoints({"another": "training"})), 10)
-    assert batches == [10] * 9
+    assert batches == [8, 8, 2] + [8] * 9
     batches.clear()
     kill = True
     with monkeypatch.context() as patch:

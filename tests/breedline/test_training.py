@@ -28,12 +28,12 @@ def test_a_batch_has_at_most_all_images(training: Make, wanted: str | int, image
     ("wanted", "images", "batch_size", "pretrained", "epochs"),
     [
         ("auto", 18, "auto", True, 16),  # one step an epoch: as many epochs as there may be
-        ("auto", 128, 32, True, 16),
-        ("auto", 200, 32, True, 11),  # 70 steps
-        ("auto", 200, 16, True, 6),  # 75 steps
-        ("auto", 1000, 32, True, 6),
+        ("auto", 128, 32, True, 8),
+        ("auto", 200, 32, True, 5),
+        ("auto", 511, 16, True, 4),  # 128 steps
+        ("auto", 512, 32, True, 6),
         ("auto", 100_000, "auto", True, 6),
-        ("auto", 200, 32, False, 33),
+        ("auto", 200, 32, False, 15),
         ("auto", 1000, 32, False, 18),
         (3, 1000, 32, True, 3),
         (3, 1000, 32, False, 3),
