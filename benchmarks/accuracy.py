@@ -1,7 +1,7 @@
 """How accurate a model of few photos is, and what it costs: against fast.ai's book, and against the fitted head alone.
 
     python -m benchmarks.accuracy [--source ARCHIVE] [--photos ARCHIVE] [--data NAME …] [--seeds N] [--arms NAME …]
-                                  [--book-epochs FROZEN THEN] [--jobs N] [--out CSV]
+                                  [--book-epochs FROZEN THEN] [--jobs N] [--out CSV] [--picture PNG]
 
 On the same splits, from the same pretrained body, each a process of its own: `ours`, the train stage with the settings of
 presets/photos.yaml; `probe`, the same with `epochs: 0`; `book`, chapter 5 as its reader would write it (benchmarks/book.py).
@@ -33,6 +33,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
@@ -40,12 +41,14 @@ from scipy.stats import t as student
 from benchmarks.goals import goal
 from benchmarks.workspace import ROOT, keep_bytecode, seconds_of, stage, write_params
 from breedline.params import Params, load_params
+from breedline.pictures import BLUE, VERMILION
 from breedline.tables import read_csv, write_csv
 
 ARMS = ("ours", "probe", "book")
 PHOTOS = (10, 30, 100, 200)
 TESTED = 100
 """Photos of each class in the test split of photos-N."""
+NAMES = {"book": "the book's code", "probe": "our head alone", "ours": "ours"}
 COLUMNS = ["data", "seed", "arm", "accuracy", "seconds", "epochs"]
 WARM_UP = "import benchmarks.book, breedline.finetune, stages.evaluate, stages.train"
 
@@ -112,6 +115,8 @@ def main(arguments: argparse.Namespace) -> bool:
                 )
             )
     met = [_show(data, seeds, arguments.arms, results) for data in arguments.data]
+    if arguments.picture:
+        _draw(results.table, arguments.data, arguments.picture)
     return all(met)
 
 
@@ -272,6 +277,28 @@ def _show(data: str, seeds: Sequence[int], arms: Sequence[str], results: Results
     return all(met)
 
 
+def _draw(table: pd.DataFrame, data: Sequence[str], path: Path) -> None:
+    """Mean test accuracy of each arm on each data set, with its 95 % interval, as a picture."""
+    figure = Figure(figsize=(7.5, 0.8 + 0.62 * len(data)), layout="constrained")
+    axes = figure.subplots()
+    for arm, colour, mark, shift in (
+        ("book", "0.45", "s", 0.2),
+        ("probe", VERMILION, "D", 0),
+        ("ours", BLUE, "o", -0.2),
+    ):
+        found = table[table["arm"] == arm].groupby("data")["accuracy"].agg(["mean", "sem", "count"]).reindex(data)
+        half = student.ppf(0.975, found["count"] - 1) * found["sem"]
+        rows = [row + shift for row in range(len(data))]
+        axes.errorbar(found["mean"], rows, xerr=half, fmt=mark, color=colour, capsize=3, label=NAMES[arm])
+    axes.set_yticks(
+        range(len(data)), [f"{name.replace('-', ', ')}{' a class' if '-' in name else ''}" for name in data]
+    )
+    axes.set(ylim=(len(data) - 0.5, -0.5), xlim=(0, 1), xlabel="test accuracy, mean of the splits and 95 % interval")
+    axes.grid(axis="x", color="0.9")
+    figure.legend(loc="outside upper center", ncols=3)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
 def _mean(values: pd.Series, form: str) -> tuple[str, str]:
     """The mean, and half the width of its 95 % interval, by Student's t."""
     if len(values) < 2:
@@ -290,4 +317,5 @@ if __name__ == "__main__":
     parser.add_argument("--book-epochs", nargs=2, type=int, default=[3, 6], metavar=("FROZEN", "THEN"))
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, each on its share of the cores")
     parser.add_argument("--out", type=Path, metavar="CSV", help="keep the results there, and go on from what is there")
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="draw the means there")
     sys.exit(not main(parser.parse_args()))

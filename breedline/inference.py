@@ -32,10 +32,11 @@ def infer(
         images: a batch at a time, as `Store.batches` gives them.
     """
     found = []
-    with torch.inference_mode(), autocast(device, precision):
+    with torch.inference_mode():
         for pixels in images:
-            batches = views(pixels)
-            outputs = function(torch.cat(list(batches))).float()
+            batches = views(pixels)  # in float32: the position of a pixel has more digits than bf16
+            with autocast(device, precision):
+                outputs = function(torch.cat(list(batches))).float()
             found.append(outputs.view(len(batches), -1, outputs.shape[-1]))
             advance(len(pixels.start))
     return torch.cat(found, dim=1)

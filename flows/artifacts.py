@@ -40,7 +40,8 @@ def show_results(root: Path, steps: list[Step], results: list[dict[str, Any]]) -
         _create_table(changes(table), key="metrics", description="The metrics, and those of the last commit")
     for step in steps:
         for path in step.policy.show if step.stage in new else []:
-            _show(step.stage, root / path, path)
+            if (root / path).exists():  # a head that is published alone has no curves
+                _show(step.stage, root / path, path)
 
 
 def changes(table: dict[str, tuple[float | None, float | None]]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ def images(presized: Presized) -> tuple[Store, list[Item]]:
 
 def views(pixels: Pixels) -> list[torch.Tensor]:
     """Two views of each image, of one number each: its width, and its negative."""
+    assert not torch.is_autocast_enabled("cpu"), "the position of a pixel needs all digits"
     width = pixels.width.float().reshape(-1, 1, 1, 1).expand(-1, 3, 1, 1)
     return [width, -width]
 

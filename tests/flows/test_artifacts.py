@@ -56,7 +56,7 @@ def test_what_a_stage_has_to_show_is_shown_when_it_is_new(
     )
     monkeypatch.setattr(flows.artifacts, "metrics", lambda _: {})
     (tmp_path / "t.csv").write_text("a\n1\n")
-    steps: Any = [SimpleNamespace(stage="a", policy=Policy(show=["t.csv"]))]
+    steps: Any = [SimpleNamespace(stage="a", policy=Policy(show=["t.csv", "not-written.png"]))]
     show_results(tmp_path, steps, [{"stage": "a", "state": state}])
     assert seen[0] == "What happened to each stage"
     assert seen[1:] == shown
