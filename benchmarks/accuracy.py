@@ -286,7 +286,7 @@ def _draw(table: pd.DataFrame, data: Sequence[str], path: Path) -> None:
         ("probe", VERMILION, "D", 0),
         ("ours", BLUE, "o", -0.2),
     ):
-        found = table[table["arm"] == arm].groupby("data")["accuracy"].agg(["mean", "sem", "count"]).reindex(data)
+        found = table[table["arm"] == arm].groupby("data")["accuracy"].agg(["mean", "sem", "count"]).reindex(list(data))
         half = student.ppf(0.975, found["count"] - 1) * found["sem"]
         rows = [row + shift for row in range(len(data))]
         axes.errorbar(found["mean"], rows, xerr=half, fmt=mark, color=colour, capsize=3, label=NAMES[arm])
