@@ -141,6 +141,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.set(
         "label", pattern=r"(?P<label>[a-z]+)_\d+\.jpg", classes=3, min_per_class=4, valid_pct=0.25, test_pct=0.25
     )
+    project.set("weights", source="none")
     project.set("train", arch="resnet18", batch_size=8, freeze_epochs=0, epochs=1)
     project.run("git", "init", "--quiet")
     project.commit()

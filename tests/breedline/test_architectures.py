@@ -1,6 +1,7 @@
 """The names of architectures: the generated table is that of the pinned timm, and a typo is told without torch."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,9 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 def with_arch(arch: str, weights: str = "none") -> Path:
     text = (ROOT / "params.yaml").read_text()
-    Path("params.yaml").write_text(
-        text.replace("arch: resnet18", f"arch: {arch!r}").replace("source: none", f"source: {weights}")
-    )
+    text = re.sub("arch: .*", f"arch: {arch!r}", text)
+    Path("params.yaml").write_text(re.sub("source: .*", f"source: {weights}", text))
     return Path("params.yaml")
 
 

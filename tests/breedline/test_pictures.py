@@ -124,8 +124,7 @@ def test_each_batch_of_a_schedule_is_seen(tmp_path: Path, count: int) -> None:
     assert _coloured(tmp_path / "schedule.png") > 20
 
 
-@pytest.mark.parametrize("first", [0, 1])
-@pytest.mark.parametrize("count", [1, 2, 30])
+@pytest.mark.parametrize(("first", "count"), [(0, 2), (0, 30), (1, 1), (1, 2), (1, 30)])
 def test_each_epoch_is_seen(tmp_path: Path, first: int, count: int) -> None:
     epochs = dict.fromkeys(range(first, first + count), EPOCH)
     if first == 0:

@@ -203,7 +203,10 @@ def _published(tmp_path_factory: pytest.TempPathFactory, s3: S3FileSystem) -> Pa
         project.git("remote", "add", "origin", str(project.origin))
         Repo.init(str(project.work)).close()
         files = {"dvc.yaml": PUBLISHED, "train.py": TRAIN, "source.txt": "a picture\n"}
-        for name, content in {**files, "params.yaml": ROOT.joinpath("params.yaml").read_text()}.items():
+        for name, content in {
+            **files,
+            "params.yaml": ROOT.joinpath("params.yaml").read_text().replace("epochs: 6", "epochs: 12"),
+        }.items():
             project.work.joinpath(name).write_text(content)
         project.run("dvc", "remote", "add", "--quiet", "--local", "--default", "store", str(folder / "store"))
         project.run("dvc", "repro", "--quiet")

@@ -148,7 +148,7 @@ def test_what_is_not_published_goes_nowhere(project: Any, arguments: dict[str, A
     ("overrides", "message"),
     [
         ({"train.epoch": 3}, "overrides: train.epoch: unknown setting; did you mean epochs?"),
-        ({"train.epochs": 0}, "overrides: train.epochs = 0: should be greater than 0"),
+        ({"train.batch_size": 0}, "overrides: train.batch_size = 0: should be 'auto', or should be greater than 0"),
         ({"train.epochs.x": 1}, "overrides: train.epochs.x: epochs is a setting itself, not a section"),
     ],
 )

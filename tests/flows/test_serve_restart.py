@@ -27,7 +27,7 @@ def _seconds_until_crashed(served: Served, run: str, since: float) -> float:
 def test_a_wrong_override_is_one_line_in_the_terminal_too(served: Served) -> None:
     assert served.ended(served.start(overrides={"train.epoch": 33})) == "Failed"
     until(lambda: "did you mean epochs?" in served.log.read_text())
-    assert served.ended(served.start(overrides={"train.epochs": 0})) == "Failed"  # by when all of the first is written
+    assert served.ended(served.start(overrides={"train.epochs": -1})) == "Failed"  # by when all of the first is written
     assert "Traceback" not in served.log.read_text()
 
 
