@@ -264,7 +264,7 @@ def test_out_of_memory_features_are_computed_for_fewer_images_at_a_time(
         "train: out of memory: batches of 32 from now on in parts of 8",
     ]
     assert sizes[:3] == [32, 16, 8]
-    assert set(sizes[3:]) == {5}
+    assert max(sizes[3:]) == 8
     assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
 
 
