@@ -86,7 +86,8 @@ class Training:
         set_seed(self.params.seed)
         pretrained = load_pretrained(self.params.arch, len(self.classes), self.weights)
         model = pretrained or create_model(self.params.arch, len(self.classes))
-        return model.to(self.device).to(memory_format=torch.channels_last), pretrained is not None
+        layout = torch.channels_last if self.params.channels_last else torch.contiguous_format
+        return model.to(self.device).to(memory_format=layout), pretrained is not None
 
     def until_it_fits(
         self, phase: "Callable[Concatenate[Training, int, P], T]", *args: P.args, **kwargs: P.kwargs

@@ -58,6 +58,12 @@ def test_the_model_before_training_is_always_the_same(training: Make, pretrained
     assert body == [True, pretrained]
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_layout_of_the_weights_is_the_one_that_is_set(training: Make, channels_last: bool) -> None:
+    weight = training(channels_last=channels_last).model()[0].conv1[0].weight  # type: ignore[union-attr,operator,index]
+    assert weight.is_contiguous(memory_format=torch.channels_last) is channels_last
+
+
 def test_targets_are_positions_in_the_list_of_classes(training: Make) -> None:
     one = training()
     items, target = replace(one, classes=["b", "a"]).split("valid")
