@@ -13,11 +13,11 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # `dvc` runs each stage's `python`: the one of this environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock bench-presize bench-seeds bench-orchestration bench-cpu bench-gpu bench-accuracy bench-startup clean
+.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock bench-presize bench-seeds bench-orchestration bench-cpu bench-gpu bench-accuracy bench-startup bench-predict clean
 
 repro: $(READY)
 	dvc repro
-	@python -c "import pandas; print('\n', pandas.read_json('metrics/evaluate.json').map('{:.4g}'.format).to_string(), '\n', sep='')"
+	@python -c "import pandas; print('\n', pandas.read_json('metrics/evaluate.json')[['test', 'valid']].dropna().map('{:.4g}'.format).to_string(), '\n', sep='')"
 	@echo "Look at reports/evaluate/top_losses.png, reports/evaluate/confused.csv and 'dvc plots show'."
 	@echo "The model is in models/. For your own images: cp presets/photos.yaml params.yaml (see README.md)."
 
@@ -93,6 +93,10 @@ bench-accuracy: $(READY)
 # AGAINST=a checkout of another version.
 bench-startup: $(READY)
 	python -m benchmarks.startup $(if $(AGAINST),--against $(AGAINST))
+
+# The model in models/ on photos of SOURCE; beside fastai on the images that it was trained on.
+bench-predict: $(READY)
+	python -m benchmarks.predict $(if $(SOURCE),--source $(SOURCE)) --fastai data/presized data/labels.csv params.yaml
 
 clean:
 	rm -rf $(VENV)

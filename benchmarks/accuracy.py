@@ -228,8 +228,8 @@ def _stages(split: Path, images: Path, arm: str) -> tuple[float, float, int]:
     write_params(split / arm, sections)
     inputs = [f"--presized={images / 'presized'}", f"--labels={split / 'labels.csv'}"]
     more = [f"--weights={images / 'weights'}", f"--item_size={sections['presize']['shorter_side']}"]
-    train = stage("train", *inputs, *more, "--bundle=models", "--metrics=train.json", "--report=train")
-    test = stage("evaluate", *inputs, "--bundle=models", "--metrics=evaluate.json", "--report=evaluate")
+    train = stage("train", *inputs, *more, "--trained=models", "--metrics=train.json", "--report=train")
+    test = stage("evaluate", *inputs, "--trained=models", "--metrics=evaluate.json", "--report=evaluate")
     return _figures(split / arm, train, test)
 
 

@@ -55,20 +55,20 @@ def _numbers(params: Params, seed: int) -> dict[str, dict[str, float]]:
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.environ["BREEDLINE_CACHE"] = str(folder / "cache")  # so that nothing is resumed
-        bundle, metrics = folder / "models", folder / "evaluate.json"
+        trained, metrics = folder / "models", folder / "evaluate.json"
         train(
             params.train.model_copy(update={"seed": seed}),
             DATA / "presized",
             DATA / "labels.csv",
             DATA / "weights",
             params.presize.shorter_side,
-            bundle=bundle,
+            trained=trained,
             metrics=folder / "train.json",
             report=folder / "train",
         )
         evaluate(
             params.evaluate,
-            bundle,
+            trained,
             DATA / "presized",
             DATA / "labels.csv",
             metrics=metrics,

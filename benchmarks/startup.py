@@ -85,8 +85,9 @@ def main(against: Path | None) -> bool:
     return all(met)
 
 
-def _options(name: str, item_size: int) -> list[str]:
-    data = ["--presized=presized", "--labels=labels.csv", "--bundle=models", f"--metrics={name}.json"]
+def _options(name: str, item_size: int, code: Path) -> list[str]:
+    model = "trained" if (code / "breedline/trained.py").exists() else "bundle"  # its name in that version
+    data = ["--presized=presized", "--labels=labels.csv", f"--{model}=models", f"--metrics={name}.json"]
     more = (
         ["--weights=weights", f"--item_size={item_size}", "--report=trained"] if name == "train" else ["--report=found"]
     )
@@ -107,15 +108,15 @@ def _prepare(folder: Path, code: Path) -> None:
         stage("weights", f"--arch={sections['train']['arch']}", "--weights=weights"),
         stage("label", "--raw=raw", "--corrections=corrections.csv", *tables, "--metrics=label.json"),
         stage("presize", "--raw=raw", "--labels=labels.csv", "--presized=presized"),
-        stage("train", *_options("train", item_size)),
-        stage("evaluate", *_options("evaluate", item_size)),
+        stage("train", *_options("train", item_size, code)),
+        stage("evaluate", *_options("evaluate", item_size, code)),
     ):
         seconds_of(command, folder, code)
 
 
 def _observed(name: str, folder: Path, code: Path) -> list[float]:
     """Seconds from the start of the process until the first image is decoded, and until the first batch is through."""
-    options = _options(name, json.loads((folder / "params.yaml").read_text("utf-8"))["presize"]["shorter_side"])
+    options = _options(name, json.loads((folder / "params.yaml").read_text("utf-8"))["presize"]["shorter_side"], code)
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", OBSERVED, f"stages.{name}", *options],

@@ -123,7 +123,7 @@ def _run(arm: str, folder: Path, settings: dict[str, Any], weights: str = "weigh
     write_params(folder, load_params(folder / "params.yaml").model_dump() | {"train": settings})
     if arm == "stage":
         inputs = ["--presized=presized", "--labels=labels.csv", f"--weights={weights}", "--item_size=460"]
-        command = stage("train", *inputs, "--bundle=models", "--metrics=train.json", "--report=report")
+        command = stage("train", *inputs, "--trained=models", "--metrics=train.json", "--report=report")
     else:
         command = [sys.executable, "-m", __spec__.name, "--arm", arm]
     began = time.perf_counter()

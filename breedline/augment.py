@@ -18,6 +18,8 @@ from breedline.params import Augment
 from breedline.pixels import Pixels
 from breedline.views import Geometry, Windows, look_up
 
+TRAINING = 0
+"""fastai's number of the split that is trained on, for which alone its transforms are random."""
 NOTHING: dict[str, Any] = {"do_flip": False, "max_rotate": 0, "max_zoom": 1, "max_warp": 0, "max_lighting": 0}
 """Arguments of `aug_transforms` that change nothing."""
 
@@ -50,31 +52,27 @@ class Transforms:
         """A DataBlock's batch transforms."""
         return [*self.replaced, *self.rest]
 
-    def finished(self, pixels: Pixels, device: torch.device, split_idx: int) -> torch.Tensor:
-        """The views of a batch after all transforms, as a plain tensor."""
-        views = TensorImage(self.views(pixels, device, split_idx))
-        return Pipeline(self.rest, split_idx=split_idx)(views).as_subclass(torch.Tensor)
+    def finished(self, pixels: Pixels, device: torch.device) -> torch.Tensor:
+        """Random views of a batch after all transforms, as a plain tensor."""
+        views = TensorImage(self.views(pixels, device))
+        return Pipeline(self.rest, split_idx=TRAINING)(views).as_subclass(torch.Tensor)
 
-    def views(self, pixels: Pixels, device: torch.device, split_idx: int) -> torch.Tensor:
-        """The views of a batch: (images, 3, size, size), float32 in 0 to 1, in channels_last memory format.
-
-        Args:
-            split_idx: fastai's number of the split: 0 is training, and gives random views.
-        """
+    def views(self, pixels: Pixels, device: torch.device) -> torch.Tensor:
+        """Random views of a batch: (images, 3, size, size), float32 in 0 to 1, in channels_last memory format."""
         count = len(pixels.start)
-        windows = Windows(*self._crops(count, split_idx), self._maps(count, split_idx))
+        windows = Windows(*self._crops(count), self._maps(count))
         return look_up(pixels, windows, self.geometry, device)
 
-    def _crops(self, count: int, split_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _crops(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Position of the square in each image, across and down: 0 at the left or top edge, 1 at the right or bottom."""
         parts = []
         for _ in range(count):
-            self.crop.before_call(None, split_idx)
+            self.crop.before_call(None, TRAINING)
             parts.append(self.crop.pcts)
         across, down = torch.tensor(parts, dtype=torch.float64).unbind(1)
         return across, down
 
-    def _maps(self, count: int, split_idx: int) -> torch.Tensor:
+    def _maps(self, count: int) -> torch.Tensor:
         """(count, 3, 3): the map from coordinates in the view to coordinates in the item, P A C, in float32.
 
         To look pixels up, each transform is needed as a map from its output to its input, so the last one applied to an
@@ -89,13 +87,13 @@ class Transforms:
         like = torch.empty(1, 1, 1, 1).expand(count, 3, *self.crop.size)  # for its shape only
         maps = torch.eye(3).expand(count, 3, 3)
         for affine in self.affine:  # one, of all affine transforms, or none
-            affine.before_call(like, split_idx)  # draws the random numbers
+            affine.before_call(like, TRAINING)  # draws the random numbers
             last_row = torch.tensor([0.0, 0.0, 1.0]).expand(count, 1, 3)
             maps = torch.cat([_plain(affine.mat), last_row], dim=1)
-            for warp in affine.coord_fs if split_idx == 0 else ():
+            for warp in affine.coord_fs:
                 eight = find_coeffs(_plain(warp.orig_pts), _plain(warp.targ_pts)).reshape(count, 8)
                 maps = torch.cat([eight, torch.ones(count, 1)], dim=1).view(count, 3, 3) @ maps
-        self.window.before_call(like, split_idx)
+        self.window.before_call(like, TRAINING)
         last = self.geometry.item_size - 1
         zoom = [(side - 1) / last for side in self.window.cp_size]  # (down, across), like tl
         shift = [

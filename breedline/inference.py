@@ -1,4 +1,4 @@
-"""What a model says of views of many images, batch by batch, without gradients."""
+"""What a model says of many images, batch by batch, without gradients."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -6,18 +6,14 @@ from typing import TypeVar
 import torch
 
 from breedline.device import autocast
-from breedline.pixels import Pixels
 
 T = TypeVar("T")
-
-Views = Callable[[Pixels], Sequence[torch.Tensor]]
-"""From the pixels of some images to as many batches as there are views of each: (images, 3, size, size)."""
 
 
 def infer(
     function: Callable[[torch.Tensor], torch.Tensor],
-    images: Iterable[Pixels],
-    views: Views,
+    images: Iterable[T],
+    views: Callable[[T], Sequence[torch.Tensor]],
     *,
     device: torch.device,
     precision: str = "fp32",
@@ -29,16 +25,17 @@ def infer(
 
     Args:
         function: a model in evaluation mode, or a part of one: from (images, 3, size, size) to (images, outputs).
-        images: a batch at a time, as `Store.batches` gives them.
+        images: a batch at a time, as `Store.batches` or `Store.squares` gives them.
+        views: from such a batch to as many inputs of the model as there are views of each image: (images, 3, size, size).
     """
     found = []
     with torch.inference_mode():
-        for pixels in images:
-            batches = views(pixels)  # in float32: the position of a pixel has more digits than bf16
+        for batch in images:
+            batches = views(batch)  # in float32: the position of a pixel has more digits than bf16
             with autocast(device, precision):
                 outputs = function(torch.cat(list(batches))).float()
             found.append(outputs.view(len(batches), -1, outputs.shape[-1]))
-            advance(len(pixels.start))
+            advance(found[-1].shape[1])
     return torch.cat(found, dim=1)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from breedline.inference import in_batches, infer
 from breedline.training import Training
-from breedline.views import central_views
+from breedline.views import normalised
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the fine-tuned weights to choose from."""
@@ -19,12 +19,12 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 def score(training: Training, model: nn.Module, part: int) -> dict[str, float]:
     """valid_loss and accuracy of a model on the split `valid`, in batches of `part` images."""
     items, target = training.split("valid")
-    geometry, device = training.geometry, training.device
+    geometry = training.geometry
     (logits,) = infer(
         model.eval(),
-        training.store.batches(in_batches(items, part)),
-        lambda pixels: [central_views(pixels, geometry, device)],
-        device=device,
+        training.store.squares(in_batches(items, part), geometry.size),
+        lambda squares: [normalised(squares, geometry)],
+        device=training.device,
         precision=training.precision,
     )
     loss = training.loss()(logits, target).item()

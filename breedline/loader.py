@@ -1,4 +1,4 @@
-"""The DataBlock, and its data loader, which takes decoded images from a Store and shows random views of them."""
+"""The DataBlock, and its data loader, which shows random views of the decoded images of a Store, or their central squares."""
 
 from collections.abc import Iterable, Iterator
 from itertools import tee
@@ -14,7 +14,7 @@ from fastai.vision.core import PILImage, TensorCategory, TensorImage
 from fasttransform import Transform
 from PIL import Image
 
-from breedline.augment import Transforms
+from breedline.augment import TRAINING, Transforms
 from breedline.items import Item, Photo, photo
 from breedline.pixels import Store, to_device
 from breedline.shards import ShardSet
@@ -73,10 +73,16 @@ class PixelsDL(TfmdDL):
         """Views and class indices, on the device."""
         chunks, again = tee(self.chunkify(samps))
         items = self.dataset.items
-        fetched = self.store.batches([self._own(items[row]) for row in chunk] for chunk in chunks)
-        for chunk, pixels in zip(again, fetched, strict=True):
-            views = self.transforms.views(pixels, self.device, self.dataset.split_idx)
+        wanted = ([self._own(items[row]) for row in chunk] for chunk in chunks)
+        for chunk, views in zip(again, self._views(wanted), strict=True):
             yield TensorImage(views), *(to_device(column[chunk], self.device) for column in self._columns())
+
+    def _views(self, chunks: Iterable[list[Item | Photo]]) -> Iterator[torch.Tensor]:
+        """Random views to train on, or else the central squares; (images, 3, size, size) in 0 to 1."""
+        if self.dataset.split_idx == TRAINING:
+            return (self.transforms.views(pixels, self.device) for pixels in self.store.batches(chunks))
+        squares = self.store.squares(chunks, self.transforms.geometry.size)
+        return (batch.permute(0, 3, 1, 2).float() / 255 for batch in squares)
 
     def _own(self, item: Any) -> Item | Photo:
         return item if isinstance(item, Item) else photo(item, self.transforms.geometry.item_size)

@@ -17,7 +17,7 @@ from fastai.learner import Learner
 from torch import nn
 
 from breedline.augment import Transforms
-from breedline.bundle import load_bundle
+from breedline.bundle import read_bundle
 from breedline.checkpoints import Checkpoints
 from breedline.device import machine, pick_device, pick_precision
 from breedline.errors import BreedlineError
@@ -32,6 +32,7 @@ from breedline.pretrained import read_note
 from breedline.probe import fit_head
 from breedline.shards import INDEX, PRESIZED_COLUMNS, ShardSet
 from breedline.tables import read_csv
+from breedline.trained import load_weights
 from breedline.training import Training, batch_size
 from breedline.views import Geometry
 from breedline.zoo import statistics
@@ -120,15 +121,21 @@ def learner(dls: ImageLoaders, *, weights: Path | str | None = None, bundle: Pat
 
 def _published(dls: ImageLoaders, bundle: Path) -> nn.Module:
     """The model of the bundle, which has to see images as the loaders show them, and to know the same classes."""
-    model, spec = load_bundle(bundle)
+    spec = read_bundle(bundle)
+    how = spec.preprocessing
+    found = {
+        "classes": spec.classes,
+        "geometry": Geometry(how.shorter_side, how.input_size, how.mean, how.std),
+        "loss": spec.loss,
+    }
     wanted: dict[str, Any] = {"classes": list(dls.vocab), "geometry": dls.train.transforms.geometry}
     wanted |= {"loss": dls.params.train.loss}
-    if differ := [name for name, value in wanted.items() if getattr(spec, name) != value]:
+    if differ := [name for name, value in wanted.items() if found[name] != value]:
         raise BreedlineError(
             f"{bundle} was trained with other settings or labels ({' and '.join(differ)} differ): "
-            "take the params.yaml of its commit, or `dvc repro train` to make a new one"
+            "take the params.yaml of its commit, or `dvc repro` to make a new one"
         )
-    return model
+    return load_weights(bundle, spec.arch, len(spec.classes))
 
 
 def _before_fine_tuning(dls: ImageLoaders, weights: Path) -> tuple[nn.Module, bool]:

@@ -212,10 +212,17 @@ class Evaluate(_Section):
     top_k: Positive
     tta: int = Field(ge=0, le=100)
     """Augmented views averaged with the plain one; 0 for none."""
-    none_below: Fraction
-    """With `loss: bce`: an image whose best class is less probable than this is none of them."""
+    none_error: Fraction
+    """Share of the validation images that may be taken for none of the classes: it decides from which probability on."""
     top_losses: int = Field(gt=0, le=1000)
     """Pictures on the sheet of the worst mistakes."""
+
+
+class Bundle(_Section):
+    """Settings of the bundle stage."""
+
+    license: str = Field(min_length=1, max_length=100)
+    """Licence of the model, for its card: an SPDX identifier in lower case, or other."""
 
 
 class Gate(_Section):
@@ -236,6 +243,7 @@ class Params(_Section):
     presize: Presize
     train: Train
     evaluate: Evaluate
+    bundle: Bundle
     gate: Gate
 
     @model_validator(mode="after")

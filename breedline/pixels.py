@@ -9,10 +9,10 @@ import io
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import psutil
@@ -23,10 +23,13 @@ from rich.filesize import decimal
 
 from breedline.errors import BreedlineError
 from breedline.items import Item, Photo
+from breedline.preprocessing import view_of_presized
 from breedline.progress import progress
 from breedline.shards import ShardSet
 
 log = logging.getLogger("breedline")
+S = TypeVar("S")
+T = TypeVar("T")
 
 HEADROOM = 0.5
 """Share of the free memory that images may take with `keep_images: auto`: the model needs room, too."""
@@ -97,23 +100,16 @@ class Store:
 
     def batches(self, chunks: Iterable[Sequence[Item | Photo]]) -> Iterator[Pixels]:
         """The pixels of each chunk of images, on the device; AHEAD chunks are fetched at once, or while one is in use."""
-        fetcher = ThreadPoolExecutor(1, "fetch")
-        to_come = iter(chunks)
-        coming = deque(fetcher.submit(self._load, chunk) for chunk in islice(to_come, AHEAD))
-        return self._in_order(fetcher, coming, to_come)
+        return _ahead(self._load, chunks)
 
-    def _in_order(
-        self,
-        fetcher: ThreadPoolExecutor,
-        coming: deque[Future[Pixels]],
-        to_come: Iterator[Sequence[Item | Photo]],
-    ) -> Iterator[Pixels]:
-        with fetcher:
-            for chunk in to_come:
-                coming.append(fetcher.submit(self._load, chunk))
-                yield coming.popleft().result()
-            while coming:
-                yield coming.popleft().result()
+    def squares(self, chunks: Iterable[Sequence[Item | Photo]], size: int) -> Iterator[torch.Tensor]:
+        """The same of their central squares, (images, size, size, 3) uint8, which preprocessing.py makes: always decoded anew."""
+
+        def load(items: Sequence[Item | Photo]) -> torch.Tensor:
+            found = self._threads.map(lambda item: view_of_presized(self._bytes(item), size), items)
+            return to_device(torch.from_numpy(np.stack(list(found))), self.device)
+
+        return _ahead(load, chunks)
 
     def _load(self, items: Sequence[Item | Photo]) -> Pixels:
         rows = [row for item in items if (row := self._row(item)) is not None]
@@ -135,8 +131,7 @@ class Store:
 
         def one(item: Item | Photo, first: int) -> None:
             height, width = self._shape(item)
-            data = item.data if isinstance(item, Photo) else self.images.read(item.shard, item.offset, item.size)
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(self._bytes(item))) as image:
                 picture = image.convert("RGB")
             if picture.height != height:
                 picture = picture.resize((width, height), Image.Resampling.BILINEAR)
@@ -145,6 +140,9 @@ class Store:
         for _ in self._threads.map(one, items, start.tolist()):
             advance(1)
         return Pixels(values, start, height, width)
+
+    def _bytes(self, item: Item | Photo) -> bytes:
+        return item.data if isinstance(item, Photo) else self.images.read(item.shard, item.offset, item.size)
 
     def _places(self, items: Sequence[Item | Photo]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`start`, `height` and `width` of the items when they lie end to end."""
@@ -156,6 +154,23 @@ class Store:
         """Height and width when decoded and, if need be, reduced."""
         scale = min(1, self.max_side / min(item.height, item.width))
         return round(item.height * scale), round(item.width * scale)
+
+
+def _ahead(fetch: Callable[[S], T], chunks: Iterable[S]) -> Iterator[T]:
+    """`fetch` of each chunk, in order; the first AHEAD are fetched at once, the others while one is in use."""
+    fetcher = ThreadPoolExecutor(1, "fetch")
+    to_come = iter(chunks)
+    coming = deque(fetcher.submit(fetch, chunk) for chunk in islice(to_come, AHEAD))
+
+    def in_order() -> Iterator[T]:
+        with fetcher:
+            for chunk in to_come:
+                coming.append(fetcher.submit(fetch, chunk))
+                yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+
+    return in_order()
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -5,23 +5,25 @@ where epochs of a head of random weights take minutes and end far from its minim
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from breedline.device import set_seed
-from breedline.inference import Views, in_batches, infer
+from breedline.inference import in_batches, infer
 from breedline.interpolation import score
 from breedline.items import Item
 from breedline.progress import progress
 from breedline.training import Training
-from breedline.views import central_views
+from breedline.views import normalised
 from breedline.zoo import features, linear_head
 
 log = logging.getLogger("breedline")
+T = TypeVar("T")
 
 CHUNK = 4096
 """Images whose features are kept in one checkpoint."""
@@ -84,9 +86,11 @@ def fit_head(training: Training, part: int) -> Head | None:
 
 def compute_features(training: Training, model: nn.Module, items: list[Item], part: int) -> torch.Tensor:
     """The features of the items, (views, images, features) in float32 on the CPU."""
-    geometry, device = training.geometry, training.device
+    geometry, device, store = training.geometry, training.device, training.store
     central = _features(
-        training, "central", model, items, lambda pixels: [central_views(pixels, geometry, device)], part
+        *(training, "central", model, items),
+        lambda chunk: store.squares(in_batches(chunk, part), geometry.size),
+        lambda squares: [normalised(squares, geometry)],
     )
     count = max(0, min(RANDOM_VIEWS, MAX_ROWS // len(items) - 1))
     if not count:
@@ -97,14 +101,19 @@ def compute_features(training: Training, model: nn.Module, items: list[Item], pa
     transforms = Transforms(geometry, training.params.augment)
     random = _features(
         *(training, "random", model, items),
-        lambda pixels: [transforms.finished(pixels, device, split_idx=0) for _ in range(count)],
-        max(1, part // count),
+        lambda chunk: store.batches(in_batches(chunk, max(1, part // count))),
+        lambda pixels: [transforms.finished(pixels, device) for _ in range(count)],
     )
     return torch.cat([central, random])
 
 
 def _features(
-    training: Training, name: str, model: nn.Module, items: list[Item], views: Views, batch_size: int
+    training: Training,
+    name: str,
+    model: nn.Module,
+    items: list[Item],
+    batches: Callable[[Sequence[Item]], Iterable[T]],
+    views: Callable[[T], Sequence[torch.Tensor]],
 ) -> torch.Tensor:
     """The features of these views of the items; resumable after each CHUNK, by checkpoints that begin with `name`."""
     parts = []
@@ -115,7 +124,7 @@ def _features(
                 set_seed(training.params.seed + number)  # so that a resumed run draws the same views
                 found = infer(
                     partial(features, model),
-                    training.store.batches(in_batches(chunk, batch_size)),
+                    batches(chunk),
                     views,
                     device=training.device,
                     precision=training.precision,

@@ -1,8 +1,8 @@
-"""What the model sees of an image: each pixel of a view is interpolated once, from the decoded image, on the device.
+"""What the model sees of an image in training: each pixel is interpolated once, from the decoded image, on the device.
 
 After fast.ai's book, chapter 5 ("presizing"): a square of the image is resized to the item size; then a part of it, or
 all, becomes the model's input. Both are projective maps of coordinates, and so is their product. augment.py has the
-random views of training; all else sees the central square.
+random views; what is measured and predicted has seen the central square, as preprocessing.py makes it.
 """
 
 from dataclasses import dataclass
@@ -59,13 +59,11 @@ class Windows(NamedTuple):
     """
 
 
-def central_views(pixels: Pixels, geometry: Geometry, device: torch.device) -> torch.Tensor:
-    """The whole central square of each image: normalised, (images, 3, size, size) float32 in channels_last format."""
-    images = len(pixels.start)
-    middle = torch.full((images,), 0.5, dtype=torch.float64)
-    views = look_up(pixels, Windows(middle, middle, torch.eye(3).expand(images, 3, 3)), geometry, device)
-    mean, std = (to_device(torch.tensor(values)[:, None, None], device) for values in (geometry.mean, geometry.std))
-    return (views - mean) / std
+def normalised(squares: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """The model's input for squares (images, size, size, 3) of bytes: (images, 3, size, size) float32, channels_last."""
+    values = (geometry.mean, geometry.std)
+    mean, std = (to_device(torch.tensor(numbers)[:, None, None], squares.device) for numbers in values)
+    return (squares.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
 def look_up(pixels: Pixels, windows: Windows, geometry: Geometry, device: torch.device) -> torch.Tensor:

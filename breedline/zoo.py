@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -123,10 +124,24 @@ def features(model: nn.Module, images: Tensor) -> Tensor:
     return model.forward_head(model.forward_features(images), pre_logits=True)  # type: ignore[operator]
 
 
+def has_linear_head(model: nn.Module) -> bool:
+    """Whether one linear layer turns features into logits."""
+    head, *others = _heads(model)
+    return not others and isinstance(head, nn.Linear)
+
+
+def divide_logits(model: nn.Module, temperature: float) -> None:
+    """Divide the weights of the head, so that all logits are divided by `temperature`. A head that is not linear takes 1 only."""
+    if temperature != 1:
+        with torch.no_grad():
+            for parameter in linear_head(model).parameters():
+                parameter.div_(temperature)
+
+
 def linear_head(model: nn.Module) -> nn.Linear:
     """The layer that turns features into logits. Raises BreedlineError where it is not one linear layer."""
-    head, *others = _heads(model)
-    if others or not isinstance(head, nn.Linear):
+    head = _heads(model)[0]
+    if not has_linear_head(model) or not isinstance(head, nn.Linear):
         raise BreedlineError(
             f"the head of a {type(model).__name__} is not one linear layer: set train.freeze_epochs to a number"
         )

@@ -56,6 +56,13 @@ def verify_remote(deep: bool) -> int:
     return main(deep)
 
 
+def predict(paths: list[str], model: str, top: int, min_confidence: float | None, form: str) -> int:
+    """Tell what a published model sees in photos: files, folders, globs, archives, or `-` for a list of them on stdin."""
+    from flows.predict import main
+
+    return main(paths, model=model, top=top, min_confidence=min_confidence, form=form)
+
+
 def completion(shell: str) -> None:
     """Print what completes the command in a shell; for bash: `eval "$(breedline completion bash)"`."""
     import shtab
@@ -122,8 +129,43 @@ def _parser() -> argparse.ArgumentParser:
     add(verify_remote).add_argument(
         "--deep", action="store_true", help="read every object, whatever checksum the remote tells"
     )
+    command = add(predict)
+    command.add_argument("paths", nargs="+", metavar="PATH")
+    command.add_argument(
+        "--model", default="models", metavar="DIR", help="a bundle's folder, or a git revision that has one (models)"
+    )
+    command.add_argument(
+        "--top", default=3, type=_count, metavar="N", help="how many classes to tell of each photo (3)"
+    )
+    command.add_argument(
+        "--min-confidence",
+        type=_share,
+        metavar="P",
+        help="the probability below which a photo shows none of the classes (as the model was published with)",
+    )
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--csv", dest="form", action="store_const", const="csv", help="print a CSV table")
+    form.add_argument(
+        "--json", dest="form", action="store_const", const="json", help="print a line of JSON for each photo"
+    )
+    command.set_defaults(form="table")
     add(completion).add_argument("shell", choices=["bash", "zsh", "tcsh"])
     return parser
+
+
+def _count(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no count: give 1 or more")
+
+
+def _share(text: str) -> float:
+    try:
+        if 0 <= float(text) <= 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no probability: give 0 to 1")
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -1,4 +1,7 @@
-"""What the DVC remote has: asks for every object that dvc.lock names, and sends again what is missing or altered."""
+"""What the DVC remote has: asks for every object that dvc.lock names, and sends again what is missing or altered.
+
+And the model of any commit, from the cache or else from there.
+"""
 
 import base64
 import contextlib
@@ -9,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dvc.api import DVCFileSystem
 from dvc.output import Output
 from dvc.repo import Repo
 from dvc_data.hashfile.db import HashFileDB
@@ -16,6 +20,9 @@ from dvc_data.hashfile.hash import file_md5
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
+from dvc_data.index import DataIndexDirError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from breedline.errors import BreedlineError
 from breedline.fetch import reaching
@@ -166,3 +173,30 @@ def _store(repo: Repo, name: str | None) -> HashFileDB:
         )
     remote.fs.fs.invalidate_cache()  # fsspec caches listings
     return remote.odb
+
+
+def get_model(root: Path, commit: str, folder: Path) -> None:
+    """Copy the one artifact of type `model` that dvc.yaml of a commit names into `folder`, from DVC's cache or remote.
+
+    Raises:
+        BreedlineError: the commit names no such artifact, or not one; or DVC does not find its files.
+    """
+    with (
+        opened(root),
+        reaching("DVC remote", ".dvc/config"),
+        contextlib.closing(DVCFileSystem(str(root), rev=commit)) as files,
+    ):
+        try:
+            artifacts = YAML(typ="safe").load(files.read_bytes("dvc.yaml"))["artifacts"].values()
+            (path,) = (artifact["path"] for artifact in artifacts if artifact.get("type") == "model")
+        except (OSError, YAMLError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise BreedlineError(
+                f"dvc.yaml of {commit[:12]} names no model, or several: name a commit that has one artifact of type `model`"
+            ) from error
+        try:
+            for name in files.ls(path, detail=False):
+                files.get_file(name, str(folder / Path(name).name))
+        except (FileNotFoundError, DataIndexDirError) as error:
+            raise BreedlineError(
+                f"neither DVC's cache nor its remote has {path} of {commit[:12]}: `dvc fetch --all-commits`, or push it"
+            ) from error

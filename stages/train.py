@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from breedline.bundle import BundleSpec, save_bundle
 from breedline.checkpoints import Checkpoints
 from breedline.code import sha256_of_code
 from breedline.device import choose_kernels, machine, pick_device, pick_precision
@@ -22,6 +21,7 @@ from breedline.pretrained import NOTE
 from breedline.probe import Head, fit_head
 from breedline.shards import INDEX, PRESIZED_COLUMNS, ShardSet
 from breedline.tables import read_csv, write_json
+from breedline.trained import TrainedSpec, save_trained
 from breedline.training import Training
 from breedline.views import Geometry, max_side
 from breedline.zoo import statistics
@@ -36,15 +36,15 @@ def train(
     weights: Path,
     item_size: int,
     *,
-    bundle: Path,
+    trained: Path,
     metrics: Path,
     report: Path,
 ) -> None:
-    """Train on split `train`, watch split `valid`, and write the model bundle.
+    """Train on split `train`, watch split `valid`, and write the trained model.
 
     Args:
         item_size: pixels of the square that is cropped from each presized image (presize.shorter_side).
-        bundle: folder for the model.
+        trained: folder for the model.
         metrics: loss and accuracy of what is published, of the head alone and of the fine-tuned model, and what the
             result depends on besides its inputs.
         report: folder for DVCLive's log, pictures of the training and of a batch, and fastai's summary of the DataBlock.
@@ -65,7 +65,7 @@ def train(
     choose_kernels(device, params.deterministic)
     geometry = Geometry(item_size, params.image_size, *statistics(params.arch))
     data = {"labels": labels, "presized": presized / INDEX, "weights": weights / NOTE}
-    spec = BundleSpec(
+    spec = TrainedSpec(
         arch=params.arch,
         classes=classes,
         geometry=geometry,
@@ -83,7 +83,7 @@ def train(
     head = training.until_it_fits(fit_head) if params.freeze_epochs == "fit" else None
     model, numbers = training.until_it_fits(_train_all, head)
     write_json({**numbers, "batch_size": training.batch_size, "machine": computed_on}, metrics)
-    save_bundle(bundle, model, spec)
+    save_trained(trained, model, spec)
     if device.type == "cuda":
         log.info("train: at most %.1f GB of the GPU's memory", torch.cuda.max_memory_allocated() / 1e9)
     checkpoints.clear()

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from breedline.params import load_params
 from examples.render import METADATA, NOTEBOOK, executed
+from stages.bundle import bundle
 from stages.download import download
 from stages.evaluate import evaluate
 from stages.label import label
@@ -38,13 +39,13 @@ def _settings(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the notebook, and with what the six stages have made."""
+    """A folder with the notebook, and with what the seven stages have made."""
     root = tmp_path_factory.mktemp("repository")
     _settings(root / "params.yaml")
     params, data = load_params(root / "params.yaml"), root / "data"
     corrections = root / "corrections.csv"
     corrections.write_text("name,sha256,action,label,reason\n")
-    raw, labels, presized, bundle = data / "raw", data / "labels.csv", data / "presized", root / "models"
+    raw, labels, presized, trained = data / "raw", data / "labels.csv", data / "presized", data / "trained"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BREEDLINE_CACHE", str(root / "cache"))
         download(params.download, raw=raw)
@@ -53,8 +54,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         label(params.label, raw, corrections, labels=labels, **tables, metrics=root / "label.json")
         presize(params.presize, raw, labels, presized=presized)
         inputs = (presized, labels, data / "weights", params.presize.shorter_side)
-        train(params.train, *inputs, bundle=bundle, metrics=root / "train.json", report=root / "report")
-        evaluate(params.evaluate, bundle, presized, labels, metrics=root / "evaluate.json", report=root / "evaluated")
+        train(params.train, *inputs, trained=trained, metrics=root / "train.json", report=root / "report")
+        metrics, report = root / "evaluate.json", root / "evaluated"
+        evaluate(params.evaluate, trained, presized, labels, metrics=metrics, report=report)
+        found = (trained, presized, labels, metrics, report, params.presize.shorter_side, params.presize.quality)
+        bundle(params.bundle, *found, models=root / "models")
     (root / "examples").mkdir()
     shutil.copy(NOTEBOOK, root / "examples")
     return root

@@ -7,7 +7,7 @@ from torch import nn
 import breedline.interpolation
 from breedline.interpolation import SHARES, best, publish_best, score
 from breedline.training import Training
-from breedline.views import central_views
+from breedline.views import normalised
 
 Make = Callable[..., Training]
 State = dict[str, torch.Tensor]
@@ -36,9 +36,9 @@ def test_a_score_is_loss_and_accuracy_on_valid(training: Make, part: int) -> Non
     one = training(label_smoothing=0.1)
     model, _ = one.model()
     items, target = one.split("valid")
-    (pixels,) = one.store.batches([items])
+    (squares,) = one.store.squares([items], one.geometry.size)
     with torch.inference_mode():
-        logits = model.eval()(central_views(pixels, one.geometry, one.device))
+        logits = model.eval()(normalised(squares, one.geometry))
     found = score(one, model.train(), part)
     assert found["valid_loss"] == pytest.approx(one.loss()(logits, target).item(), abs=1e-5)
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == target).float().mean().item(), abs=1e-6)

@@ -15,15 +15,19 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from safetensors.torch import save_file
 
-from breedline.bundle import BundleSpec, save_bundle
+from breedline.bundle import CARD, CONFIG, ONNX, WEIGHTS, seal
+from breedline.calibration import probabilities_of
 from breedline.device import set_seed
 from breedline.errors import BreedlineError
+from breedline.export import weights
 from breedline.files import cache_dir
 from breedline.notebook import ImageLoaders, dataloaders, learner
 from breedline.params import Params
+from breedline.preprocessing import Preprocessing
 from breedline.pretrained import Pretrained, write_note
 from breedline.shards import PRESIZED_COLUMNS, pack, write_index
 from breedline.tables import write_csv
+from breedline.trained import TrainedSpec
 from breedline.zoo import create_model, linear_head
 from stages.evaluate import predict
 
@@ -167,19 +171,29 @@ def test_a_file_that_is_no_image_is_one_clear_line(quiet: Learner, tmp_path: Pat
 def test_a_published_model_predicts_what_evaluate_predicts(
     data: Path, dls: ImageLoaders, quiet: Learner, params: Params
 ) -> None:
-    spec = BundleSpec(
+    geometry = dls.train.transforms.geometry
+    spec = TrainedSpec(
         arch=ARCH,
         classes=list(dls.vocab),
-        geometry=dls.train.transforms.geometry,
+        geometry=geometry,
         augment=params.train.augment,
         loss="cross_entropy",
         data={},
         code="",
     )
-    save_bundle(data / "models", quiet.model, spec)
+    (data / "models").mkdir()
+    for name, content in ((WEIGHTS, weights(quiet.model)), (CARD, b""), (CONFIG, b"{}"), (ONNX, b"")):
+        (data / "models" / name).write_bytes(content)
+    how = Preprocessing(
+        shorter_side=geometry.item_size, quality=92, input_size=geometry.size, mean=geometry.mean, std=geometry.std
+    )
+    fixed = {"temperature": 1.0, "none_below": 0.5, "data": {}, "code": "0" * 64, "versions": {}}
+    seal(data / "models", arch=ARCH, classes=spec.classes, preprocessing=how, loss=spec.loss, **fixed)
     learn, store = learner(dls, bundle=data / "models"), dls.train.store
     items = dls.test.items
-    expected = predict(params.evaluate, learn.model, spec, store.batches([items]), store.device)
+    squares = store.squares([items], geometry.size)
+    (logits,) = predict(params.evaluate, learn.model, spec, store, items, squares)
+    expected = probabilities_of(logits, spec.loss)
     files = []
     for item in items:
         files.append(data / item.name)

@@ -14,7 +14,7 @@ from breedline.interpolation import score
 from breedline.losses import loss_function
 from breedline.probe import PENALTIES, RANDOM_VIEWS, Head, compute_features, fit_head, fit_linear
 from breedline.training import Training
-from breedline.views import central_views
+from breedline.views import normalised
 from breedline.zoo import features
 
 Make = Callable[..., Training]
@@ -116,9 +116,9 @@ def test_features_are_what_the_head_sees_of_the_central_view_and_of_others(train
     items, _ = one.split("train")
     values = compute_features(one, model, items, 10)
     assert values.shape == (1 + RANDOM_VIEWS, 18, model.num_features)
-    (pixels,) = one.store.batches([items])
+    (squares,) = one.store.squares([items], one.geometry.size)
     with torch.inference_mode():
-        central = features(model, central_views(pixels, one.geometry, one.device))
+        central = features(model, normalised(squares, one.geometry))
     assert torch.allclose(values[0], central, atol=1e-4)
     assert not torch.allclose(values[1], central, atol=1e-2)
     assert not torch.allclose(values[1], values[2], atol=1e-2)
@@ -137,9 +137,9 @@ def test_the_model_with_the_head_says_what_was_fitted(training: Make, loss: str)
     assert score(one, model, 10) == head.scores
     items, _ = one.split("train")
     fitted = nn.functional.linear(compute_features(one, model, items, 10)[0], head.state["weight"], head.state["bias"])
-    (pixels,) = one.store.batches([items])
+    (squares,) = one.store.squares([items], one.geometry.size)
     with torch.inference_mode():
-        assert torch.allclose(model(central_views(pixels, one.geometry, one.device)), fitted, atol=1e-4)
+        assert torch.allclose(model(normalised(squares, one.geometry)), fitted, atol=1e-4)
 
 
 def test_without_a_pretrained_body_no_head_is_fitted(training: Make) -> None:

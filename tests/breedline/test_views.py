@@ -7,12 +7,10 @@ import torch
 from PIL import Image
 
 import breedline.views
-from breedline.augment import Transforms
 from breedline.items import Item
-from breedline.params import Augment
 from breedline.pixels import Store
 from breedline.shards import ShardSet
-from breedline.views import Geometry, Windows, central_views, look_up
+from breedline.views import Geometry, Windows, look_up, normalised
 
 CPU = torch.device("cpu")
 Presized = Callable[..., tuple[ShardSet, list[Item]]]
@@ -25,13 +23,13 @@ def decoded(images: ShardSet, item: Item) -> torch.Tensor:
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
 
 
-@pytest.mark.parametrize(("size", "left", "top"), [((32, 32), 0, 0), ((42, 32), 5, 0), ((32, 39), 0, 3)])
+@pytest.mark.parametrize(("size", "left", "top"), [((32, 32), 0, 0), ((42, 32), 5, 0), ((32, 39), 0, 4)])
 def test_the_central_view_is_the_middle_of_the_image(
     presized: Presized, size: tuple[int, int], left: int, top: int
 ) -> None:
     images, items = presized([size] * 6)
-    (pixels,) = Store(images, CPU, 32).batches([items])
-    found = central_views(pixels, Geometry(32, 32, MEAN, STD), CPU)
+    (squares,) = Store(images, CPU, 32).squares([items], 32)
+    found = normalised(squares, Geometry(32, 32, MEAN, STD))
     assert found.is_contiguous(memory_format=torch.channels_last)
     for view, item in zip(found, items, strict=True):
         square = decoded(images, item)[:, top : top + 32, left : left + 32]
@@ -50,25 +48,17 @@ def test_a_view_is_looked_up_through_a_map(presized: Presized) -> None:
     assert torch.allclose(turned, decoded(images, items[1]).transpose(1, 2), atol=1e-4)
 
 
-@pytest.mark.parametrize("item_size", [32, 40, 64])
-def test_it_is_what_fastai_s_transforms_validate_on(presized: Presized, item_size: int) -> None:
-    images, items = presized([(40 + number, 50 - number) for number in range(9)])
-    geometry = Geometry(item_size, 32, MEAN, STD)
-    augment = Augment(flip=True, max_rotate=10, max_zoom=1.1, max_warp=0.2, max_lighting=0.2, min_scale=0.4)
-    (pixels,) = Store(images, CPU, geometry.max_side).batches([items])
-    theirs = Transforms(geometry, augment).finished(pixels, CPU, split_idx=1)
-    assert torch.allclose(central_views(pixels, geometry, CPU), theirs, atol=1e-5)
-
-
 def test_how_many_images_are_interpolated_at_a_time_changes_nothing(
     presized: Presized, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, items = presized([(30 + number, 60 - 2 * number) for number in range(9)])
     (pixels,) = Store(images, CPU, 64).batches([items])
+    middle = torch.full((9,), 0.5, dtype=torch.float64)
+    windows = Windows(middle, middle, torch.eye(3).expand(9, 3, 3))
     found = []
     for chunk in (1, 4, 9):
         monkeypatch.setattr(breedline.views, "CPU_CHUNK", chunk)
-        found.append(central_views(pixels, Geometry(40, 32, MEAN, STD), CPU))
+        found.append(look_up(pixels, windows, Geometry(40, 32, MEAN, STD), CPU))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 

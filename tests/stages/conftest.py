@@ -40,7 +40,7 @@ class Pipeline:
         return self.folder / name
 
     def train(self, folder: Path, **settings: Any) -> Path:
-        """Train into `folder` with some settings changed; `folder`, with bundle, train.json and report in it."""
+        """Train into `folder` with some settings changed; `folder`, with model, train.json and report in it."""
         from stages.train import train
 
         train(
@@ -49,7 +49,7 @@ class Pipeline:
             self.path("labels.csv"),
             self.path("weights"),
             40,
-            bundle=folder / "bundle",
+            trained=folder / "model",
             metrics=folder / "train.json",
             report=folder / "report",
         )
@@ -117,7 +117,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 @pytest.fixture(scope="session")
 def trained(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a trained bundle, its metrics and its report."""
+    """A folder with a trained model, its metrics and its report."""
     return pipeline.train(tmp_path_factory.mktemp("trained"))
 
 
@@ -152,7 +152,7 @@ def assert_same() -> Callable[..., None]:
     """A function that compares two trained folders by hashes: of weights pytest would show the difference for minutes."""
 
     def compare(one: Path, other: Path, *more: str) -> None:
-        for name in ("bundle/model.safetensors", "train.json", "report/loss.png", "report/live/metrics.json", *more):
+        for name in ("model/model.safetensors", "train.json", "report/loss.png", "report/live/metrics.json", *more):
             assert sha256_of(one / name) == sha256_of(other / name), name
 
     return compare

@@ -12,26 +12,24 @@ import pandas as pd
 import pytest
 import torch
 from ruamel.yaml import YAML
+from scipy.special import softmax
 
-from breedline.augment import Transforms
-from breedline.bundle import load_bundle
 from breedline.errors import BreedlineError
-from breedline.inference import in_batches
-from breedline.items import load_items
-from breedline.pixels import Pixels, Store
-from breedline.shards import PRESIZED_COLUMNS, ShardSet
+from breedline.findings import calibrated
+from breedline.params import Augment
+from breedline.trained import TrainedSpec
 from breedline.views import Geometry
-from stages.evaluate import evaluate, predict
+from stages.evaluate import evaluate
 
 Pipeline = Any
 Width = Callable[[Path], int]
 FILES = ("predictions.csv", "per_class.csv", "confused.csv", "confusion.png", "f1.png", "top_losses.png")
 
 
-def run(pipeline: Pipeline, bundle: Path, folder: Path, labels: Path | None = None, **settings: Any) -> dict[str, Any]:
+def run(pipeline: Pipeline, model: Path, folder: Path, labels: Path | None = None, **settings: Any) -> dict[str, Any]:
     evaluate(
         pipeline.params.evaluate.model_copy(update=settings),
-        bundle,
+        model,
         pipeline.path("presized"),
         labels or pipeline.path("labels.csv"),
         metrics=folder / "evaluate.json",
@@ -43,7 +41,7 @@ def run(pipeline: Pipeline, bundle: Path, folder: Path, labels: Path | None = No
 def test_the_numbers_follow_from_the_predictions(
     pipeline: Pipeline, trained: Path, tmp_path: Path, width: Width
 ) -> None:
-    numbers = run(pipeline, trained / "bundle", tmp_path)
+    numbers = run(pipeline, trained / "model", tmp_path)
     table = pd.read_csv(tmp_path / "report/predictions.csv")
     labels = pd.read_csv(pipeline.path("labels.csv"))
     assert table["name"].tolist() == labels.loc[labels["split"] == "test", "name"].tolist()
@@ -59,56 +57,62 @@ def test_the_numbers_follow_from_the_predictions(
 
 
 def test_numbers_of_a_single_class_are_no_metrics(pipeline: Pipeline, trained: Path, tmp_path: Path) -> None:
-    numbers = run(pipeline, trained / "bundle", tmp_path)
-    assert numbers.keys() == {"test", "valid"}
+    numbers = run(pipeline, trained / "model", tmp_path)
+    assert numbers.keys() == {"test", "valid", "calibration"}
     assert all(isinstance(value, int | float) for split in numbers.values() for value in split.values())
     assert not any(name in key for split in numbers.values() for key in split for name in ("red", "green", "blue"))
 
 
+PLAIN = Augment(flip=False, max_rotate=0, max_zoom=1, max_warp=0, max_lighting=0, min_scale=1)
+SPEC = TrainedSpec(
+    arch="resnet18",
+    classes=["a", "b", "c"],
+    geometry=Geometry(40, 32, (0.5,) * 3, (0.5,) * 3),
+    augment=PLAIN,
+    loss="cross_entropy",
+    data={},
+    code="",
+)
 UGLY = {"red": r"$\no formula{$", "green": "[bold]x[/] <b>", "blue": "a name too long to stand beside the others " * 3}
 
 
 def test_labels_are_text_in_tables_and_pictures(pipeline: Pipeline, trained: Path, tmp_path: Path) -> None:
-    bundle = shutil.copytree(trained / "bundle", tmp_path / "bundle")
-    spec = json.loads((bundle / "model.json").read_text())
-    (bundle / "model.json").write_text(json.dumps(spec | {"classes": [UGLY[name] for name in spec["classes"]]}))
+    model = shutil.copytree(trained / "model", tmp_path / "model")
+    spec = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps(spec | {"classes": [UGLY[name] for name in spec["classes"]]}))
     table = pd.read_csv(pipeline.path("labels.csv"))
     table.assign(label=table["label"].map(UGLY)).to_csv(tmp_path / "labels.csv", index=False)
-    plain = run(pipeline, trained / "bundle", tmp_path / "plain")
-    assert run(pipeline, bundle, tmp_path, tmp_path / "labels.csv") == plain
+    plain = run(pipeline, trained / "model", tmp_path / "plain")
+    assert run(pipeline, model, tmp_path, tmp_path / "labels.csv") == plain
     assert set(pd.read_csv(tmp_path / "report/per_class.csv")["class"]) == set(UGLY.values())
 
 
 @pytest.mark.parametrize("tta", [0, 2])
 def test_equal_inputs_give_equal_bytes(pipeline: Pipeline, trained: Path, tmp_path: Path, tta: int) -> None:
     for folder in (tmp_path / "a", tmp_path / "b"):
-        run(pipeline, trained / "bundle", folder, tta=tta)
+        run(pipeline, trained / "model", folder, tta=tta)
     for name in ("evaluate.json", *(f"report/{file}" for file in FILES)):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
-def test_views_are_weighed_as_fastai_does(pipeline: Pipeline, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shades = iter([0.4, 0.8] * 9)
+def test_views_are_weighed_as_fastai_does(pipeline: Pipeline) -> None:
+    logits = np.random.default_rng(0).normal(size=(3, 7, 3))
+    valid = np.arange(7) < 3
+    found = calibrated(pipeline.params.evaluate, SPEC, logits, np.zeros(7, int), valid, adjustable=False)
+    plain, first, second = (softmax(view, axis=1) for view in logits)
+    assert found.temperature == 1
+    assert np.allclose(found.probabilities, 0.25 * plain + 0.75 * (first + second) / 2)
+    assert np.array_equal(found.before, found.probabilities)
 
-    def central(pixels: Pixels, geometry: Geometry, device: torch.device) -> torch.Tensor:
-        return torch.zeros(len(pixels.start), 3, geometry.size, geometry.size)
 
-    def random(transforms: Transforms, pixels: Pixels, device: torch.device, split_idx: int) -> torch.Tensor:
-        assert split_idx == 0
-        return central(pixels, transforms.geometry, device) + next(shades)
-
-    monkeypatch.setattr("stages.evaluate.central_views", central)
-    monkeypatch.setattr(Transforms, "finished", random)
-    model, spec = load_bundle(trained / "bundle")
-    images = ShardSet(pipeline.path("presized"), PRESIZED_COLUMNS)
-    items = load_items(images, pd.read_csv(pipeline.path("labels.csv")))[:7]
-    params = pipeline.params.evaluate.model_copy(update={"tta": 2})
-    store = Store(images, torch.device("cpu"), spec.geometry.max_side)
-    found = predict(params, model, spec, store.batches(in_batches(items, 3)), store.device)
-    with torch.inference_mode():
-        plain, first, second = (model(torch.full((1, 3, 32, 32), value)).softmax(1) for value in (0.0, 0.4, 0.8))
-    wanted = 0.25 * plain + 0.75 * (first + second) / 2
-    assert np.allclose(found, wanted.expand(7, 3), atol=1e-5)
+def test_the_calibration_is_that_of_the_validation_split(pipeline: Pipeline, trained: Path, tmp_path: Path) -> None:
+    numbers = run(pipeline, trained / "model", tmp_path, none_error=0.2)
+    images = numbers["valid"]["images"]
+    assert numbers["valid"]["none_of_them"] <= 0.2
+    assert 0 < numbers["calibration"]["none_below"] <= 1
+    assert 0.05 < numbers["calibration"]["temperature"] < 20
+    assert numbers["valid"]["log_loss"] <= numbers["valid"]["log_loss_before"] + 0.5 / images
+    assert run(pipeline, trained / "model", tmp_path, none_error=0.0)["valid"]["none_of_them"] == 0
 
 
 @pytest.mark.slow
@@ -119,12 +123,12 @@ import sys
 from pathlib import Path
 from breedline.params import load_params
 from stages.evaluate import evaluate
-bundle, presized, labels = map(Path, sys.argv[1:])
+trained, presized, labels = map(Path, sys.argv[1:])
 params = load_params(Path("params.yaml")).evaluate
-evaluate(params, bundle, presized, labels, metrics=Path("evaluate.json"), report=Path("report"))
+evaluate(params, trained, presized, labels, metrics=Path("evaluate.json"), report=Path("report"))
 print(*sys.modules)
 """
-    command = [sys.executable, "-c", code, trained / "bundle", pipeline.path("presized"), pipeline.path("labels.csv")]
+    command = [sys.executable, "-c", code, trained / "model", pipeline.path("presized"), pipeline.path("labels.csv")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     loaded = ran.stdout.split()
@@ -133,10 +137,9 @@ print(*sys.modules)
     assert (tmp_path / "report/predictions.csv").is_file()
 
 
-def test_with_bce_an_image_may_be_none_of_them(pipeline: Pipeline, tmp_path: Path) -> None:
-    bundle = pipeline.train(tmp_path, loss="bce", epochs=1, freeze_epochs=0) / "bundle"
-    assert run(pipeline, bundle, tmp_path, none_below=0.0)["test"]["none_of_them"] == 0
-    assert run(pipeline, bundle, tmp_path, none_below=0.9999)["test"]["none_of_them"] == 1
+def test_with_bce_probabilities_are_sigmoids(pipeline: Pipeline, tmp_path: Path) -> None:
+    model = pipeline.train(tmp_path, loss="bce", epochs=1, freeze_epochs=0) / "model"
+    assert run(pipeline, model, tmp_path, none_error=0.5)["test"]["none_of_them"] > 0
 
 
 @pytest.mark.parametrize(
@@ -151,11 +154,11 @@ def test_what_cannot_be_evaluated(
 ) -> None:
     change(pd.read_csv(pipeline.path("labels.csv"))).to_csv(tmp_path / "labels.csv", index=False)
     with pytest.raises(BreedlineError, match=expected):
-        run(pipeline, trained / "bundle", tmp_path, tmp_path / "labels.csv")
+        run(pipeline, trained / "model", tmp_path, tmp_path / "labels.csv")
 
 
 def test_a_bundle_is_all_it_needs(pipeline: Pipeline, trained: Path, tmp_path: Path) -> None:
-    shutil.copytree(trained / "bundle", tmp_path / "elsewhere")
+    shutil.copytree(trained / "model", tmp_path / "elsewhere")
     assert run(pipeline, tmp_path / "elsewhere", tmp_path)["test"]["images"] > 0
 
 
@@ -163,7 +166,7 @@ def test_a_bundle_is_all_it_needs(pipeline: Pipeline, trained: Path, tmp_path: P
 def test_a_gpu_predicts_what_a_cpu_does(
     pipeline: Pipeline, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = run(pipeline, trained / "bundle", tmp_path / "gpu")
+    gpu = run(pipeline, trained / "model", tmp_path / "gpu")
     monkeypatch.setattr("stages.evaluate.pick_device", lambda: torch.device("cpu"))
-    cpu = run(pipeline, trained / "bundle", tmp_path / "cpu")
+    cpu = run(pipeline, trained / "model", tmp_path / "cpu")
     assert gpu["test"]["log_loss"] == pytest.approx(cpu["test"]["log_loss"], abs=0.01)

@@ -96,7 +96,7 @@ def test_a_kill_between_epochs_and_steps_changes_nothing(
         patch.setattr(f"{module}.{moment}", killed)
         with pytest.raises(Killed):
             pretrained.train(tmp_path / "killed")
-    assert not (tmp_path / "killed/bundle").exists()
+    assert not (tmp_path / "killed/model").exists()
     assert_same(fine_tuned, pretrained.train(tmp_path / "again"))
 
 
@@ -119,7 +119,7 @@ def test_other_settings_start_clean_and_the_finder_is_asked_once(
     assert any("resuming after epoch 1 of 3" in message for message in caplog.messages)
     whole = pipeline.train(tmp_path / "whole", **settings)
     assert_same(whole, again, "report/lr_find.png")
-    assert sha256_of(whole / "bundle/model.safetensors") != sha256_of(other / "bundle/model.safetensors")
+    assert sha256_of(whole / "model/model.safetensors") != sha256_of(other / "model/model.safetensors")
 
 
 def _start(pipeline: Pipeline, folder: Path, path: str) -> subprocess.Popen[str]:
@@ -127,7 +127,7 @@ def _start(pipeline: Pipeline, folder: Path, path: str) -> subprocess.Popen[str]
     YAML().dump(pipeline.params.model_dump(), folder / "params.yaml")
     paths: dict[str, object] = {name: pipeline.path(name) for name in ("presized", "weights")}
     paths |= {"labels": pipeline.path("labels.csv"), "item_size": 40}
-    paths |= {"bundle": "bundle", "metrics": "train.json", "report": "report"}
+    paths |= {"trained": "model", "metrics": "train.json", "report": "report"}
     command = ["python", "-m", "stages.train", *(f"--{name}={value}" for name, value in paths.items())]
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen(

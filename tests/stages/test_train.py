@@ -20,7 +20,7 @@ Width = Callable[[Path], int]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "bundle/model.safetensors")
+    return load_file(folder / "model/model.safetensors")
 
 
 def _images(pipeline: Pipeline, split: str) -> int:
@@ -44,8 +44,8 @@ def test_the_metrics_say_what_else_the_result_depends_on(trained: Path) -> None:
     assert machine["device"]
 
 
-def test_the_bundle_says_what_is_needed_to_use_it(trained: Path) -> None:
-    spec = json.loads((trained / "bundle/model.json").read_text())
+def test_the_model_says_what_is_needed_to_use_it(trained: Path) -> None:
+    spec = json.loads((trained / "model/model.json").read_text())
     assert spec["classes"] == ["blue", "green", "red"]
     assert spec["geometry"]["item_size"] == 40
     assert spec["geometry"]["size"] == 32
@@ -105,7 +105,7 @@ def test_the_finder_chooses_the_rate_and_shows_why(pipeline: Pipeline, tmp_path:
 def test_one_vs_rest_loss_learns(pipeline: Pipeline, tmp_path: Path) -> None:
     folder = pipeline.train(tmp_path, loss="bce", label_smoothing=0.1)
     assert json.loads((folder / "train.json").read_text())["accuracy"] > 0.9
-    assert json.loads((folder / "bundle/model.json").read_text())["loss"] == "bce"
+    assert json.loads((folder / "model/model.json").read_text())["loss"] == "bce"
 
 
 def test_a_precision_and_a_device_that_the_machine_lacks_are_replaced(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_training_that_diverges_is_told_in_one_line(pretrained: Pipeline, tmp_
         BreedlineError, match=r"loss is no number any more after epoch 1: choose a smaller train\.base_lr"
     ):
         pretrained.train(tmp_path, base_lr=9e30)
-    assert not (tmp_path / "bundle").exists()
+    assert not (tmp_path / "model").exists()
 
 
 def test_out_of_memory_features_are_computed_for_fewer_images_at_a_time(
@@ -288,7 +288,7 @@ def test_splits_that_cannot_be_trained_on(pipeline: Pipeline, tmp_path: Path, ch
 
     with pytest.raises(BreedlineError, match=expected):
         Other(pipeline.folder, pipeline.params).train(tmp_path)
-    assert not (tmp_path / "bundle").exists()
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.slow

@@ -1,0 +1,147 @@
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import stages.bundle
+from breedline.bundle import FILES, SPEC, read_bundle
+from breedline.classifier import Classifier, Prediction
+from breedline.errors import BreedlineError
+from breedline.export import onnx_graph
+from breedline.items import load_items
+from breedline.shards import PRESIZED_COLUMNS, ShardSet
+from breedline.trained import load_trained
+from breedline.zoo import create_model
+from stages.bundle import bundle
+from stages.evaluate import evaluate
+
+Pipeline = Any
+WITHOUT_US = """
+import json, sys
+from pathlib import Path
+import numpy as np, onnxruntime, timm, torch
+from PIL import Image
+from transformers import pipeline
+
+models, photos = sys.argv[1], [Image.open(path) for path in sys.argv[2:]]
+model = timm.create_model("local-dir:" + models, pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model), is_training=False)
+inputs = torch.stack([transform(photo) for photo in photos])
+with torch.inference_mode():
+    of_timm = model(inputs).softmax(1)
+session = onnxruntime.InferenceSession(models + "/model.onnx")
+of_onnx = torch.from_numpy(session.run(None, {"images": inputs.numpy()})[0]).softmax(1)
+names = json.loads(Path(models, "config.json").read_text())["label_names"]
+ask = pipeline("image-classification", model=models, top_k=len(names))
+scores = [{each["label"]: each["score"] for each in answer} for answer in ask(photos)]
+of_transformers = [[score[name] for name in names] for score in scores]
+assert not any(name.startswith(("breedline", "stages")) for name in sys.modules)
+print(json.dumps([of_timm.tolist(), of_onnx.tolist(), of_transformers]))
+"""
+
+
+def run(pipeline: Pipeline, trained: Path, folder: Path) -> Path:
+    """Evaluate and bundle what was trained; the bundle."""
+    data = (trained / "model", pipeline.path("presized"), pipeline.path("labels.csv"))
+    outputs = (folder / "evaluate.json", folder / "report")
+    evaluate(pipeline.params.evaluate, *data, metrics=outputs[0], report=outputs[1])
+    bundle(pipeline.params.bundle, *data, *outputs, 40, 92, models=folder / "models")
+    return folder / "models"
+
+
+@pytest.fixture(scope="module")
+def models(pipeline: Pipeline, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(pipeline, trained, tmp_path_factory.mktemp("bundled"))
+
+
+@pytest.fixture
+def tested(pipeline: Pipeline, tmp_path: Path) -> list[Path]:
+    """The presized images of the test split, as files, in the order of predictions.csv."""
+    images = ShardSet(pipeline.path("presized"), PRESIZED_COLUMNS)
+    items = [
+        item for item in load_items(images, pd.read_csv(pipeline.path("labels.csv"), dtype=str)) if item.split == "test"
+    ]
+    paths = [tmp_path / f"{number:03d}.jpg" for number in range(len(items))]
+    for path, item in zip(paths, items, strict=True):
+        path.write_bytes(images.read(item.shard, item.offset, item.size))
+    return paths
+
+
+@pytest.mark.slow
+def test_timm_transformers_and_onnxruntime_say_what_evaluate_says(models: Path, tested: list[Path]) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-I", "-W", "ignore", "-c", WITHOUT_US, str(models), *map(str, tested)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=models.parent)
+    assert ran.returncode == 0, ran.stderr
+    expected = pd.read_csv(models.parent / "report/predictions.csv")
+    classes = np.array(read_bundle(models).classes)
+    for found in map(np.array, json.loads(ran.stdout.splitlines()[-1])):
+        assert classes[found.argmax(1)].tolist() == expected["predicted"].tolist()
+        assert np.abs(found.max(1) - expected["probability"]).max() < 1e-4
+
+
+def test_the_classifier_says_what_evaluate_says(models: Path, tested: list[Path]) -> None:
+    expected = pd.read_csv(models.parent / "report/predictions.csv")
+    found = Classifier.load(models).predict(tested, top=1, min_confidence=0.0)
+    assert all(isinstance(prediction, Prediction) for prediction in found)
+    assert [prediction.label for prediction in found] == expected["predicted"].tolist()
+    best = [probability for prediction in found for _, probability in prediction.top]
+    assert np.abs(np.array(best) - expected["probability"]).max() < 1e-4
+
+
+def test_the_spec_has_the_calibration_and_the_preprocessing(models: Path) -> None:
+    spec = read_bundle(models)
+    calibration = json.loads((models.parent / "evaluate.json").read_text())["calibration"]
+    assert calibration == {"temperature": spec.temperature, "none_below": spec.none_below}
+    assert (spec.preprocessing.shorter_side, spec.preprocessing.input_size, spec.preprocessing.quality) == (40, 32, 92)
+    assert spec.classes == ["blue", "green", "red"]
+    assert {"torch", "timm"} <= spec.versions.keys()
+
+
+def test_the_card_says_how_good_it_is(models: Path) -> None:
+    card = (models / "README.md").read_text()
+    numbers = json.loads((models.parent / "evaluate.json").read_text())["test"]
+    assert card.startswith("---\n")
+    for text in (
+        "library_name: timm",
+        "pipeline_tag: image-classification",
+        f"| {numbers['accuracy']:.4f} |",
+        "Wilson",
+    ):
+        assert text in card
+    assert str(models.parent) not in card
+
+
+def test_equal_inputs_give_equal_bytes(pipeline: Pipeline, trained: Path, models: Path, tmp_path: Path) -> None:
+    again = run(pipeline, trained, tmp_path)
+    for name in (*FILES, SPEC):
+        assert (again / name).read_bytes() == (models / name).read_bytes(), name
+    assert b".py" not in (models / "model.onnx").read_bytes()  # no source file of this machine
+
+
+def test_a_graph_that_answers_otherwise_is_not_published(
+    pipeline: Pipeline, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, spec = load_trained(trained / "model")
+    other = onnx_graph(create_model(spec.arch, len(spec.classes)), spec.geometry.size)
+    monkeypatch.setattr(stages.bundle, "onnx_graph", lambda model, size: other)
+    with pytest.raises(BreedlineError, match="the ONNX graph gives other answers than the model"):
+        run(pipeline, trained, tmp_path)
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_photo_of_any_size_is_seen_as_the_pipeline_sees_it(models: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 411, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    (models.parent / "photo.png").write_bytes(buffer.getvalue())
+    from_file, from_memory = Classifier.load(models).predict([models.parent / "photo.png", Image.fromarray(pixels)])
+    assert from_file.top == from_memory.top
