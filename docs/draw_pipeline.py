@@ -1,7 +1,7 @@
 """Draws docs/pipeline.svg from dvc.yaml: `python docs/draw_pipeline.py` after a change of the graph.
 
 The stages lie on the diagonal in the order in which they run. What a stage writes leaves it to the right and falls
-onto those that read it; what people give back, the corrections, leaves the last one to the left and rises. So each
+onto those that read it; what people give back, the corrections, leaves the last report to the left and rises. So each
 path stands where the row of its writer meets the column of its reader.
 """
 
@@ -73,12 +73,13 @@ def _flows(stages: dict[str, Any]) -> dict[tuple[int, int], list[str]]:
     written = [_paths(stage, "outs", "metrics") for stage in stages.values()]
     read = [_paths(stage, "deps") for stage in stages.values()]
     of_stages, for_stages = set().union(*written), set().union(*read)
-    last, gate = len(stages) - 1, len(stages)
+    gate = len(stages)
+    looked_at = max(place for place, paths in enumerate(written) if any(path.startswith("reports/") for path in paths))
     flows = {}
     for reader, paths in enumerate(read):
         for writer in range(len(stages)):
             flows[writer, reader] = [path for path in written[writer] if path in paths]
-        flows[last, reader] += [path for path in paths if path not in of_stages]
+        flows[looked_at, reader] += [path for path in paths if path not in of_stages]
     for writer, paths in enumerate(written):
         flows[writer, gate] = [path for path in paths if path not in for_stages]
     return {places: paths for places, paths in flows.items() if paths}
