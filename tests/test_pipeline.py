@@ -30,7 +30,7 @@ from ruamel.yaml import YAML
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 TRACKED = ["dvc.yaml", "data/corrections.csv", ".dvc/config", ".dvcignore", ".gitignore"]
-STAGES = ["download", "weights", "label", "presize", "train", "evaluate"]
+STAGES = ["download", "weights", "label", "presize", "train", "evaluate", "bundle"]
 COLOURS = {"blue": (40, 60, 200), "green": (40, 200, 60), "red": (200, 40, 60)}
 PICTURES_PER_CLASS = 12
 
@@ -184,7 +184,7 @@ def test_metrics_and_plots_are_shown(project: Project) -> None:
 
 def test_an_experiment_runs_what_its_setting_concerns(project: Project) -> None:
     said = project.run("dvc", "exp", "run", "--set-param", "evaluate.top_k=2")
-    assert re.findall(r"^Running stage '(\w+)'", said, re.M) == ["evaluate"]
+    assert re.findall(r"^Running stage '(\w+)'", said, re.M) == ["evaluate", "bundle"]
     (changed,) = project.json("dvc", "params", "diff", "--json")["params.yaml"].items()
     assert changed == ("evaluate.top_k", {"old": 3, "new": 2, "diff": -1})
     metrics = project.json("dvc", "metrics", "diff", "--json")["metrics/evaluate.json"]
@@ -208,7 +208,7 @@ def test_a_correction_reruns_label_and_what_depends_on_it(project: Project) -> N
     assert set(project.json("dvc", "status", "--json")) == {"label"}
     assert project.repro("presize")[0] == ["label", "presize"]
     assert first["name"] not in [row["name"] for row in _rows(labels)]
-    assert set(project.json("dvc", "status", "--json")) == {"train", "evaluate"}
+    assert set(project.json("dvc", "status", "--json")) == {"train", "evaluate", "bundle"}
 
 
 def test_a_failed_stage_changes_no_record_and_checkout_brings_its_outputs_back(project: Project) -> None:
@@ -223,7 +223,7 @@ def test_a_failed_stage_changes_no_record_and_checkout_brings_its_outputs_back(p
     project.run("dvc", "checkout")
     assert _hashes(project.folder / "data/raw") == raw
     project.run("git", "checkout", "params.yaml")
-    assert project.repro("evaluate")[0] == []
+    assert project.repro("bundle")[0] == []
 
 
 class Server(http.server.ThreadingHTTPServer):
