@@ -63,6 +63,14 @@ def predict(paths: list[str], model: str, top: int, min_confidence: float | None
     return main(paths, model=model, top=top, min_confidence=min_confidence, form=form)
 
 
+def app(model: str, port: int | None) -> None:
+    """Show what a published model sees in photos, and what it looks at, on a page for this machine alone, until Ctrl-C."""
+    from breedline.app import main
+    from flows.predict import bundle_of
+
+    main(bundle_of(model), port)
+
+
 def completion(shell: str) -> None:
     """Print what completes the command in a shell; for bash: `eval "$(breedline completion bash)"`."""
     import shtab
@@ -129,11 +137,14 @@ def _parser() -> argparse.ArgumentParser:
     add(verify_remote).add_argument(
         "--deep", action="store_true", help="read every object, whatever checksum the remote tells"
     )
+    model: dict[str, Any] = {
+        "default": "models",
+        "metavar": "DIR",
+        "help": "a bundle's folder, or a git revision that has one (models)",
+    }
     command = add(predict)
     command.add_argument("paths", nargs="+", metavar="PATH")
-    command.add_argument(
-        "--model", default="models", metavar="DIR", help="a bundle's folder, or a git revision that has one (models)"
-    )
+    command.add_argument("--model", **model)
     command.add_argument(
         "--top", default=3, type=_count, metavar="N", help="how many classes to tell of each photo (3)"
     )
@@ -149,6 +160,9 @@ def _parser() -> argparse.ArgumentParser:
         "--json", dest="form", action="store_const", const="json", help="print a line of JSON for each photo"
     )
     command.set_defaults(form="table")
+    command = add(app)
+    command.add_argument("--model", **model)
+    command.add_argument("--port", type=_port, metavar="N", help="of 127.0.0.1 (8000, or another if that is taken)")
     add(completion).add_argument("shell", choices=["bash", "zsh", "tcsh"])
     return parser
 
@@ -157,6 +171,12 @@ def _count(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no count: give 1 or more")
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and 0 < int(text) < 2**16:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no port: give 1 to 65535")
 
 
 def _share(text: str) -> float:

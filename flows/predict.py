@@ -43,7 +43,7 @@ Found = str | Photo | Unreadable
 def main(paths: list[str], *, model: str, top: int, min_confidence: float | None, form: str) -> int:
     """Print what the model sees in the photos, in a table or as "csv" or "json"; the result is the exit code."""
     warnings.filterwarnings("ignore", module="PIL")  # of metadata
-    classifier = Classifier.load(_bundle(model))
+    classifier = Classifier.load(bundle_of(model))
     bad = 0
 
     def good(results: Iterable[Prediction | Unreadable]) -> Iterator[Prediction]:
@@ -76,7 +76,7 @@ def shown(text: str) -> str:
 # Which model
 
 
-def _bundle(model: str) -> Path:
+def bundle_of(model: str) -> Path:
     """The folder `model`, or the bundle of that git revision, which is fetched once into the cache."""
     folder = Path(model)
     if folder.exists() or not (commit := _commit(model)):

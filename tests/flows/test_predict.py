@@ -298,7 +298,7 @@ def test_a_model_is_named_by_a_revision(
     assert label("breedline@v1.0.0") == "blue"
     assert label("HEAD~1") == "blue"
     assert label("HEAD") == "bleu"
-    (cached,) = {predict._bundle(name) for name in ("HEAD~1", "breedline@v1.0.0")}
+    (cached,) = {predict.bundle_of(name) for name in ("HEAD~1", "breedline@v1.0.0")}
     assert read_bundle(cached).classes == ["red", "green", "blue"]
     shell("rm -rf .dvc/cache models", versioned)
     assert label("HEAD~1") == "blue"  # which is fetched once
@@ -309,11 +309,11 @@ def test_a_model_that_cannot_be_had_is_one_line(versioned: Path, monkeypatch: py
     monkeypatch.chdir(versioned)
     shell("rm -rf .dvc/cache models", versioned)
     with pytest.raises(BreedlineError, match=r"of [0-9a-f]{12}: `dvc fetch --all-commits`, or push it"):
-        predict._bundle("HEAD~1")
+        predict.bundle_of("HEAD~1")
     (versioned / "dvc.yaml").write_text("stages: {}\n")
     shell("git -c user.name=a -c user.email=a@b.c commit -qam 3", versioned)
     with pytest.raises(BreedlineError, match="names no model, or several"):
-        predict._bundle("HEAD")
+        predict.bundle_of("HEAD")
 
 
 @pytest.mark.parametrize("model", ["nothing", "--help", "../elsewhere"])
