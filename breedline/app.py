@@ -61,7 +61,7 @@ def main(bundle: Path, port: int | None) -> None:
         BreedlineError: there is no whole bundle, or the port is taken.
     """
     warnings.filterwarnings("ignore", module="PIL")  # of metadata
-    observer = cast(Observer, Observer.load(bundle))
+    observer = cast(Observer, Observer.load(bundle))  # as `load` makes one of its own class
     with _listener(port) as listener:
         number = listener.getsockname()[1]
         config = uvicorn.Config(

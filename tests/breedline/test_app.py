@@ -1,5 +1,6 @@
 """The page of `breedline app`: what it says of a photo, where it looks, and whom it answers."""
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -10,8 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -31,11 +35,19 @@ PORT = 8123
 HERE = f"http://127.0.0.1:{PORT}"
 SAME = {"Origin": HERE}
 FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+DROPPED = """
+base64 => {
+    const carried = new DataTransfer();
+    carried.items.add(new File([Uint8Array.from(atob(base64), letter => letter.charCodeAt(0))], "dropped.png"));
+    return carried;
+}
+"""
 HOSTILE = ["<img src=x onerror=alert(1)>", "</script><b>green", "\u202eblue"]
 
 
 def client(folder: Path | None = None) -> TestClient:
-    return TestClient(app.application(app.Observer.load(folder or bundle()), PORT), base_url=HERE)  # type: ignore[arg-type]
+    observer = cast(app.Observer, app.Observer.load(folder or bundle()))
+    return TestClient(app.application(observer, PORT), base_url=HERE)
 
 
 def half_red() -> bytes:
@@ -73,8 +85,7 @@ def test_it_looks_at_what_decides() -> None:
 
 
 def test_the_fall_is_that_of_the_photo_with_a_patch() -> None:
-    observer = app.Observer.load(bundle())
-    assert isinstance(observer, app.Observer)
+    observer = cast(app.Observer, app.Observer.load(bundle()))
     seen = observer.look(Photo("photo", half_red()))
     assert not isinstance(seen, Unreadable)
     view = seen.view.astype(float) / 127.5 - 1
@@ -118,6 +129,47 @@ def test_what_is_too_large_is_not_read_whole(monkeypatch: pytest.MonkeyPatch, de
         assert answer.status_code == 413
         assert answer.json() == {"error": "it is larger than 1 MB"}
         assert page.post("/look", content=photo, headers=SAME).status_code == 200
+
+
+def test_one_photo_at_a_time_is_looked_at() -> None:
+    at_work: list[None] = []
+    most = 0
+
+    class Slow(app.Observer):
+        def look(self, photo: Photo) -> app.Look | Unreadable:
+            nonlocal most
+            at_work.append(None)
+            most = max(most, len(at_work))
+            time.sleep(0.05)
+            at_work.pop()
+            return super().look(photo)
+
+    slow = app.application(cast(Slow, Slow.load(bundle())), PORT)
+    with TestClient(slow, base_url=HERE) as page, ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda _: page.post("/look", content=picture("red"), headers=SAME), range(4))
+        assert [answer.status_code for answer in answers] == [200] * 4
+    assert most == 1
+
+
+@pytest.mark.parametrize(("message", "status"), [(None, 408), ({"type": "http.disconnect"}, 400)])
+def test_a_photo_that_never_comes_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch, message: dict[str, str] | None, status: int
+) -> None:
+    monkeypatch.setattr(app, "SECONDS_TO_UPLOAD", 0.1)
+    page = client()
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return message or await asyncio.sleep(60)
+
+    async def send(answer: Any) -> None:
+        sent.append(answer)
+
+    headers = [(b"host", HERE.removeprefix("http://").encode()), (b"origin", HERE.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/look", "query_string": b"", "headers": headers}
+    asyncio.run(page.app(scope, receive, send))
+    assert sent[0]["status"] == status
+    assert page.post("/look", content=picture("red"), headers=SAME).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -257,5 +309,12 @@ def test_a_browser_shows_it() -> None:
         photo.set_input_files("bad.png")
         expect(verdict).to_contain_text("cannot be used: not a whole JPEG")
         expect(page.locator("#result")).to_be_hidden()
+        dropped = page.evaluate_handle(DROPPED, base64.b64encode(picture("blue")).decode())
+        page.dispatch_event("h1", "drop", {"dataTransfer": dropped})
+        expect(verdict).to_contain_text("dropped.png\u2069 shows \u2068\u202eblue")
+        with Path("large.png").open("wb") as large:
+            large.truncate(app.MAX_UPLOAD + 1)
+        photo.set_input_files("large.png")
+        expect(verdict).to_contain_text("cannot be used: it is larger than 50 MB")
         assert wrong == []
         assert {url for url in asked if not url.startswith((f"{address}/", "data:"))} == set()
