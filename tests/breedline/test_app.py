@@ -85,12 +85,13 @@ def test_it_looks_at_what_decides() -> None:
 
 
 def test_the_fall_is_that_of_the_photo_with_a_patch() -> None:
-    observer = cast(app.Observer, app.Observer.load(bundle()))
+    how = HOW.model_copy(update={"mean": (0.2, 0.5, 0.8)})
+    observer = cast(app.Observer, app.Observer.load(bundle(preprocessing=how)))
     seen = observer.look(Photo("photo", half_red()))
     assert not isinstance(seen, Unreadable)
-    view = seen.view.astype(float) / 127.5 - 1
-    view[0:12, 8:20] = 1 / 255  # cells of 4 pixels: the patch's middle is that of row 1, column 3; its grey is 128
-    logits = 4 * view.mean((0, 1))
+    view = seen.view.astype(float)
+    view[0:12, 8:20] = (51, 128, 204)  # cells of 4 pixels: its middle is that of row 1, column 3
+    logits = 4 * ((view / 255 - how.mean) / how.std).mean((0, 1))
     powers = np.exp(logits)
     expected = seen.prediction.top[0].probability - (powers / powers.sum())[0]
     assert seen.fall[1, 3] == pytest.approx(expected, abs=1e-6)
