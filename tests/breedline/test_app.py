@@ -260,6 +260,7 @@ def test_a_browser_shows_it() -> None:
         pytest.fail(
             "there is no Chromium, which `apt-get install chromium` brings, so nobody knows what the page shows"
         )
+    expect.set_options(timeout=60_000)  # other tests compute at the same time
     bundle(classes=HOSTILE)
     Path("<b>half.png").write_bytes(half_red())
     Path("bad.png").write_bytes(b"no photo")
