@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice, product
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import uvicorn
@@ -61,7 +61,7 @@ def main(bundle: Path, port: int | None) -> None:
         BreedlineError: there is no whole bundle, or the port is taken.
     """
     warnings.filterwarnings("ignore", module="PIL")  # of metadata
-    observer = cast(Observer, Observer.load(bundle))  # as `load` makes one of its own class
+    observer = Observer.load(bundle)
     with _listener(port) as listener:
         number = listener.getsockname()[1]
         config = uvicorn.Config(

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import onnxruntime
@@ -86,7 +86,7 @@ class Classifier:
         self._input = _checked_input(self._session, spec)
 
     @classmethod
-    def load(cls, folder: Path | str) -> "Classifier":
+    def load(cls, folder: Path | str) -> Self:
         """The model of the bundle in `folder`.
 
         Raises:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ HOSTILE = ["<img src=x onerror=alert(1)>", "</script><b>green", "\u202eblue"]
 
 
 def client(folder: Path | None = None) -> TestClient:
-    observer = cast(app.Observer, app.Observer.load(folder or bundle()))
+    observer = app.Observer.load(folder or bundle())
     return TestClient(app.application(observer, PORT), base_url=HERE)
 
 
@@ -86,7 +86,7 @@ def test_it_looks_at_what_decides() -> None:
 
 def test_the_fall_is_that_of_the_photo_with_a_patch() -> None:
     how = HOW.model_copy(update={"mean": (0.2, 0.5, 0.8)})
-    observer = cast(app.Observer, app.Observer.load(bundle(preprocessing=how)))
+    observer = app.Observer.load(bundle(preprocessing=how))
     seen = observer.look(Photo("photo", half_red()))
     assert not isinstance(seen, Unreadable)
     view = seen.view.astype(float)
@@ -145,7 +145,7 @@ def test_one_photo_at_a_time_is_looked_at() -> None:
             at_work.pop()
             return super().look(photo)
 
-    slow = app.application(cast(Slow, Slow.load(bundle())), PORT)
+    slow = app.application(Slow.load(bundle()), PORT)
     with TestClient(slow, base_url=HERE) as page, ThreadPoolExecutor(4) as pool:
         answers = pool.map(lambda _: page.post("/look", content=picture("red"), headers=SAME), range(4))
         assert [answer.status_code for answer in answers] == [200] * 4
