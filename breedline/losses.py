@@ -37,6 +37,10 @@ class OneVsRestLoss(nn.Module):
         return logits.argmax(-1)
 
 
-def loss_function(loss: str, label_smoothing: float = 0.0) -> CrossEntropyLoss | OneVsRestLoss:
+Loss = CrossEntropyLoss | OneVsRestLoss
+
+
+def loss_function(loss: str, label_smoothing: float = 0.0, reduction: str = "mean") -> Loss:
     """The loss function for `train.loss`; its `activation` turns logits into probabilities."""
-    return (OneVsRestLoss if loss == "bce" else CrossEntropyLoss)(label_smoothing=label_smoothing)
+    kind = OneVsRestLoss if loss == "bce" else CrossEntropyLoss
+    return kind(label_smoothing=label_smoothing, reduction=reduction)

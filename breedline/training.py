@@ -14,7 +14,7 @@ from breedline.checkpoints import Checkpoints
 from breedline.device import described, leave_autocast, set_seed
 from breedline.errors import BreedlineError
 from breedline.items import Item
-from breedline.losses import loss_function
+from breedline.losses import Loss, loss_function
 from breedline.params import Train
 from breedline.pixels import Store
 from breedline.views import Geometry
@@ -73,9 +73,9 @@ class Training:
         wanted = few if images < FEW else AUTO_EPOCHS
         return wanted if pretrained else 3 * wanted
 
-    def loss(self) -> nn.Module:
+    def loss(self, reduction: str = "mean") -> Loss:
         """The loss function of the settings."""
-        return loss_function(self.params.loss, self.params.label_smoothing)
+        return loss_function(self.params.loss, self.params.label_smoothing, reduction)
 
     def model(self) -> tuple[nn.Module, bool]:
         """The model before any training, on the device, with a random head; whether its body is pretrained.

@@ -2,17 +2,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import breedline.probe
+from breedline.calibration import fit_temperature
 from breedline.checkpoints import Checkpoints
 from breedline.errors import BreedlineError
 from breedline.interpolation import score
-from breedline.losses import loss_function
-from breedline.probe import PENALTIES, RANDOM_VIEWS, Head, compute_features, fit_head, fit_linear
+from breedline.losses import Loss, loss_function
+from breedline.probe import (
+    PENALTIES,
+    RANDOM_VIEWS,
+    Head,
+    compute_features,
+    fit_head,
+    fit_linear,
+    logistic_regression,
+)
 from breedline.training import Training
 from breedline.views import normalised
 from breedline.zoo import features
@@ -32,55 +42,85 @@ def found(views: int, images: int, signal: float, seed: int = 0) -> tuple[torch.
     return inputs * torch.tensor([1, 10, 0.5, 1, 1, 1]) + torch.tensor([0, 5, 0, 0, -20, 0]), target
 
 
-@pytest.fixture
-def fixed_penalty(monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(breedline.probe, "PENALTIES", (0.01,))
-    return 0.01
+def fitted(penalty: float, rows: torch.Tensor, target: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """The logits of the rows, by the head that is fitted to them."""
+    return nn.functional.linear(rows, *next(logistic_regression(rows, target, [penalty], 3, loss)))
 
 
-@pytest.mark.parametrize("views", [1, 3])
+def whitened(rows: torch.Tensor, target: torch.Tensor) -> np.ndarray:
+    """Standardised and whitened by the symmetric root of the inverse: a rotation of what Cholesky's factor gives."""
+    standard = ((rows - rows.mean(0)) / rows.std(0)).double().numpy()
+    rest = standard - np.stack([standard[target == number].mean(0) for number in range(3)])[target]
+    covariance, share = np.cov(rest.T, bias=True), breedline.probe.WHITENING
+    values, vectors = np.linalg.eigh(share * covariance / covariance.trace() * 6 + (1 - share) * np.identity(6))
+    return standard @ vectors / np.sqrt(values) @ vectors.T
+
+
+@pytest.mark.parametrize("images", [[30, 30, 30], [60, 20, 10]])
+@pytest.mark.parametrize("whitening", [0, 0.1, 0.9])
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
-def test_a_head_is_the_minimum_that_scikit_learn_finds(loss: str, views: int, fixed_penalty: float) -> None:
-    inputs, target = found(views, 90, signal=1)
-    head = nn.Linear(6, 3)
-    assert fit_linear(head, inputs, target, loss_function(loss)) == fixed_penalty
-    rows, targets = inputs.flatten(0, 1), target.repeat(views)
-    standard = ((rows - rows.mean(0)) / rows.std(0)).numpy()
+def test_a_head_is_the_minimum_that_scikit_learn_finds(
+    loss: str, whitening: float, images: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breedline.probe, "WHITENING", whitening)
+    inputs, target = found(1, 180, signal=1)
+    rows, target = (values[target.argsort()] for values in (inputs[0], target))
+    kept = torch.cat([torch.arange(60 * number, 60 * number + count) for number, count in enumerate(images)])
+    rows, target = rows[kept], target[kept]
+    rows[:, 1] += 3 * rows[:, 0]
+    penalty = 0.01
+    settings: dict[str, Any] = {"class_weight": "balanced", "tol": 1e-8, "max_iter": 1000}
+    inputs = torch.tensor(whitened(rows, target))
+    weights = len(target) / 3 / target.bincount()[target]
     if loss == "cross_entropy":
-        peer = LogisticRegression(C=1 / (len(rows) * fixed_penalty), tol=1e-8, max_iter=1000).fit(standard, targets)
-        wanted = peer.predict_proba(standard)
+        peer = LogisticRegression(C=1 / (len(rows) * penalty), **settings).fit(inputs, target)
+        wanted = peer.predict_proba(inputs)
     else:  # a regression per class, of which the loss is the mean
-        peers = [LogisticRegression(C=1 / (len(rows) * fixed_penalty * 3), tol=1e-8, max_iter=1000) for _ in range(3)]
-        fitted = [peer.fit(standard, targets == number) for number, peer in enumerate(peers)]
-        wanted = torch.tensor([peer.predict_proba(standard)[:, 1].tolist() for peer in fitted]).T.numpy()
-    probabilities = loss_function(loss).activation(head(rows)).detach()
+        settings.pop("class_weight")
+        peers = [LogisticRegression(C=1 / (len(rows) * penalty * 3), **settings) for _ in range(3)]
+        each = [peer.fit(inputs, target == number, weights) for number, peer in enumerate(peers)]
+        wanted = np.stack([peer.predict_proba(inputs)[:, 1] for peer in each], axis=1)
+    probabilities = loss_function(loss).activation(fitted(penalty, rows, target, loss_function(loss, reduction="none")))
     assert torch.allclose(probabilities, torch.tensor(wanted, dtype=torch.float32), atol=2e-3)
 
 
-def test_a_fitted_head_has_no_slope_left(fixed_penalty: float) -> None:
-    inputs, target = found(2, 90, signal=1)
-    head = nn.Linear(6, 3)
-    fit_linear(head, inputs, target, loss_function("cross_entropy", 0.1))
-    rows = inputs.flatten(0, 1)
-    std = rows.std(0)
-    weight = (head.weight.detach() * std).requires_grad_()
-    logits = ((rows - rows.mean(0)) / std) @ weight.T + (head.bias + head.weight @ rows.mean(0)).detach()
-    objective = (
-        loss_function("cross_entropy", 0.1)(logits, target.repeat(2)) + fixed_penalty / 2 * weight.square().sum()
-    )
-    objective.backward()
-    assert weight.grad is not None
-    assert weight.grad.abs().max() < 1e-3
+def test_a_fitted_head_has_no_slope_left() -> None:
+    inputs, target = found(1, 90, signal=1)
+    rows, loss = inputs[0], loss_function("cross_entropy", 0.1, "none")
+    logits = fitted(0.01, rows, target, loss).requires_grad_()
+    slope = torch.autograd.grad(loss(logits, target).mean(), logits)[0]
+    assert slope.sum(0).abs().max() < 1e-3  # of the bias, which has no penalty
+    weight, _ = next(logistic_regression(rows, target, [0.01], 3, loss))
+    white = torch.tensor(whitened(rows, target), dtype=torch.float32)
+    of_white = torch.linalg.lstsq(white, rows @ weight.T - (rows @ weight.T).mean(0)).solution
+    assert torch.allclose(white.T @ slope, -0.01 * of_white, atol=1e-3)
 
 
-def test_noise_is_penalised_more_than_signal() -> None:
+def test_classes_that_features_tell_apart_get_a_weak_penalty() -> None:
+    loss = loss_function("cross_entropy", reduction="none")
+    assert fit_linear(nn.Linear(6, 3), *found(1, 120, signal=20), loss) <= 0.003
+
+
+def test_few_images_get_a_strong_penalty_and_logits_as_large_as_they_may_be() -> None:
+    random = torch.Generator().manual_seed(0)
+    target = torch.arange(3000) % 3
+    inputs = torch.randn(3000, 200, generator=random) + 0.3 * torch.randn(3, 200, generator=random)[target]
+    head = nn.Linear(200, 3)
+    penalty = fit_linear(head, inputs[None, :30], target[:30], loss_function("cross_entropy", reduction="none"))
+    assert penalty >= 1
+    with torch.no_grad():
+        temperature = fit_temperature(head(inputs[30:]).numpy(), target[30:].numpy(), "cross_entropy")
+    assert 0.4 < temperature < 1.1  # labels are smoothed by 1 in 30
+
+
+def test_rare_classes_are_found_as_often_as_others() -> None:
+    inputs, target = found(1, 1200, signal=1.5)
+    kept = torch.cat([torch.where(target == number)[0][:count] for number, count in enumerate((200, 20, 5))])
     head = nn.Linear(6, 3)
-    penalties = [
-        fit_linear(head, *found(2, 120, signal), loss_function("cross_entropy")) for signal in (0.0, 3.0, 20.0)
-    ]
-    assert penalties[0] == max(PENALTIES)
-    assert penalties[0] > penalties[1] > penalties[2]
-    assert penalties[2] == min(PENALTIES)
+    fit_linear(head, inputs[:, kept], target[kept], loss_function("cross_entropy", reduction="none"))
+    predicted = head(inputs[0, 600:]).argmax(1)
+    shares = predicted.bincount(minlength=3) / len(predicted)
+    assert shares.min() > 0.2
 
 
 def test_no_view_of_an_image_judges_a_head_that_saw_another() -> None:
@@ -89,15 +129,26 @@ def test_no_view_of_an_image_judges_a_head_that_saw_another() -> None:
     views, images = 4, 30
     inputs = torch.randn(1, images, 200, generator=random).expand(views, -1, -1)
     target = torch.randint(0, 2, (images,), generator=random)
-    assert fit_linear(nn.Linear(200, 2), inputs, target, loss_function("cross_entropy")) == max(PENALTIES)
+    assert fit_linear(nn.Linear(200, 2), inputs, target, loss_function("cross_entropy", reduction="none")) == max(
+        PENALTIES
+    )
 
 
-def test_too_few_images_to_leave_some_out_get_the_strongest_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(breedline.probe, "_held_out", lambda *_: pytest.fail("one has nothing to judge by"))
+def test_too_few_images_to_leave_some_out_get_the_strongest_penalty() -> None:
     inputs, target = found(1, 2, signal=20)
     head = nn.Linear(6, 3)
-    assert fit_linear(head, inputs, target, loss_function("cross_entropy")) == max(PENALTIES)
+    assert fit_linear(head, inputs, target, loss_function("cross_entropy", reduction="none")) == max(PENALTIES)
     assert head(inputs[0]).argmax(1).tolist() == target.tolist()
+
+
+def test_a_class_of_one_image_is_left_out_of_one_part_only() -> None:
+    inputs, target = found(1, 31, signal=20)
+    target[:-1] %= 2
+    target[-1] = 2
+    inputs[0, -1] += 20
+    head = nn.Linear(6, 3)
+    fit_linear(head, inputs, target, loss_function("cross_entropy", reduction="none"))
+    assert head(inputs[0, -1]).argmax() == 2
 
 
 def test_a_feature_that_hardly_varies_counts_for_little() -> None:
@@ -105,7 +156,7 @@ def test_a_feature_that_hardly_varies_counts_for_little() -> None:
     inputs[..., 5] = 3.0
     inputs[0, 0, 5] += 1e-4
     head = nn.Linear(6, 3)
-    fit_linear(head, inputs, target, loss_function("cross_entropy"))
+    fit_linear(head, inputs, target, loss_function("cross_entropy", reduction="none"))
     assert head.weight[:, 5].abs().max() < 0.01
     assert head.weight.isfinite().all()
 
