@@ -3,7 +3,7 @@
 | file | for |
 |---|---|
 | config.json, model.safetensors | `timm.create_model("local-dir:models", pretrained=True)`, and transformers' pipeline |
-| model.onnx | any ONNX runtime: from normalised images to logits |
+| model.onnx | any ONNX runtime: from normalised images to logits and, where the head is one linear layer, features |
 | README.md | people, as the Hugging Face Hub shows it |
 | breedline.json | Breedline: what is not in the others, and their SHA-256 |
 
@@ -24,6 +24,8 @@ from breedline.preprocessing import Preprocessing
 SPEC = "breedline.json"
 CARD, CONFIG, ONNX, WEIGHTS = "README.md", "config.json", "model.onnx", "model.safetensors"
 FILES = (CARD, CONFIG, ONNX, WEIGHTS)
+OUTPUTS = ("logits", "features")
+"""Of the ONNX graph, in this order. Without features where the head is not one linear layer, whose input they are."""
 MAX_SPEC = 64_000_000
 """Bytes of breedline.json; a longer one is not read."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -34,6 +34,8 @@ MOST_AT_ONCE, VALUES_PER_CORE = 16, 620_000
 each than 4, while small ones are hardly worth a call each."""
 BYTES_AHEAD = 2**28
 """Of files that wait in memory to be decoded; one larger file still does."""
+MAX_FEATURES = 65_536
+"""Of a photo, as the graph gives them."""
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"}
 
 
@@ -83,7 +85,7 @@ class Classifier:
         values = 3 * spec.preprocessing.input_size**2
         self.batch_size = max(1, min(MOST_AT_ONCE, self._cores * VALUES_PER_CORE // values))
         self._session = _session(graph, self._cores)
-        self._input = _checked_input(self._session, spec)
+        self._input, self.n_features = _checked(self._session, spec)
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
@@ -173,18 +175,26 @@ class Classifier:
 
     def _probabilities(self, views: np.ndarray) -> np.ndarray:
         """(images, classes) probabilities for views (images, size, size, 3)."""
-        try:
-            (logits,) = self._session.run(None, {self._input: normalised(views, self.spec.preprocessing)})
-        except Exception as error:  # ONNX Runtime has no common base of what it raises
-            raise BreedlineError(f"the model of the bundle fails ({_first_line(error)}): {RESTORE}") from error
-        wanted = (len(views), len(self.spec.classes))
-        if logits.shape != wanted or not np.isfinite(logits).all():
-            raise BreedlineError(f"the model of the bundle gives no finite numbers of shape {wanted}: {RESTORE}")
-        logits = logits.astype(np.float64)
+        logits = self._output("logits", views, len(self.spec.classes)).astype(np.float64)
         if self.spec.loss == "bce":
             return 0.5 + 0.5 * np.tanh(logits / 2)  # the sigmoid, but for its overflow
         powers = np.exp(logits - logits.max(1, keepdims=True))
         return powers / powers.sum(1, keepdims=True)
+
+    def _features(self, views: np.ndarray) -> np.ndarray:
+        """(images, n_features): what the head sees of views (images, size, size, 3)."""
+        return self._output("features", views, self.n_features)
+
+    def _output(self, name: str, views: np.ndarray, width: int) -> np.ndarray:
+        """(images, width) numbers of one of the graph's outputs, for which no other is computed."""
+        try:
+            (found,) = self._session.run([name], {self._input: normalised(views, self.spec.preprocessing)})
+        except Exception as error:  # ONNX Runtime has no common base of what it raises
+            raise BreedlineError(f"the model of the bundle fails ({_first_line(error)}): {RESTORE}") from error
+        wanted = (len(views), width)
+        if found.shape != wanted or not np.isfinite(found).all():
+            raise BreedlineError(f"the model of the bundle gives no finite numbers of shape {wanted}: {RESTORE}")
+        return found
 
     def _named(self, source: str, probabilities: np.ndarray, top: int, least: float) -> Prediction:
         best = np.argsort(-probabilities, kind="stable")[:top]
@@ -211,19 +221,30 @@ def _session(graph: bytes, cores: int) -> Any:
         raise BreedlineError(f"the bundle's {ONNX} is no usable graph ({_first_line(error)}): {RESTORE}") from error
 
 
-def _checked_input(session: Any, spec: BundleSpec) -> str:
-    """The name of the graph's input. Raises BreedlineError if the graph is not one from images to the spec's classes."""
-    size = spec.preprocessing.input_size
-    found = [
-        [(value.type, value.shape[1:]) for value in values] for values in (session.get_inputs(), session.get_outputs())
-    ]
-    wanted = [[("tensor(float)", [3, size, size])], [("tensor(float)", [len(spec.classes)])]]
-    if found != wanted or isinstance(session.get_inputs()[0].shape[0], int):
-        raise BreedlineError(
-            f"the bundle's {ONNX} does not lead from images (batch, 3, {size}, {size}) to logits "
-            f"(batch, {len(spec.classes)}), as {spec.arch} should: {RESTORE}"
-        )
-    return str(session.get_inputs()[0].name)
+def _checked(session: Any, spec: BundleSpec) -> tuple[str, int]:
+    """The name of the graph's input, and how many features of an image it gives: 0 where it gives none.
+
+    Raises:
+        BreedlineError: the graph is not one from images to logits of the spec's classes, and at most features beside.
+    """
+    size, classes = spec.preprocessing.input_size, len(spec.classes)
+    inputs, outputs = (
+        [(value.name, value.type, value.shape) for value in values]
+        for values in (session.get_inputs(), session.get_outputs())
+    )
+    match inputs, outputs:
+        case [(name, "tensor(float)", [batch, *shape])], [("logits", "tensor(float)", [_, number]), *others] if (
+            not isinstance(batch, int) and (shape, number) == ([3, size, size], classes)
+        ):
+            match others:
+                case []:
+                    return name, 0
+                case [("features", "tensor(float)", [_, int(width)])] if 0 < width <= MAX_FEATURES:
+                    return name, width
+    raise BreedlineError(
+        f"the bundle's {ONNX} does not lead from images (batch, 3, {size}, {size}) to logits "
+        f"(batch, {classes}), and at most features beside, as {spec.arch} should: {RESTORE}"
+    )
 
 
 def _in_memory(photo: Source | Unreadable) -> str | Path | bytes | Unreadable:

@@ -1,14 +1,15 @@
-"""The trained model in the forms that others load: timm's configuration, timm's weights, and an ONNX graph."""
+"""The trained model in the forms that others load: timm's configuration and an ONNX graph."""
 
 from typing import Any
 
 import onnx
 import torch
-from safetensors.torch import save
 from torch import nn
 
+from breedline.bundle import OUTPUTS
 from breedline.errors import BreedlineError
 from breedline.trained import TrainedSpec
+from breedline.zoo import features, has_linear_head, linear_head
 
 OPSET = 18
 """Of ONNX: what its runtimes have known since 2023."""
@@ -39,25 +40,35 @@ def config(model: nn.Module, spec: TrainedSpec) -> dict[str, Any]:
     }
 
 
-def weights(model: nn.Module) -> bytes:
-    """model.safetensors, with timm's own keys."""
-    return save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+class _WithFeatures(nn.Module):
+    """A model with a linear head that gives its logits, and the features that they are made of."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.head = model, linear_head(model)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen = features(self.model, images)
+        return self.head(seen), seen
 
 
 def onnx_graph(model: nn.Module, size: int) -> bytes:
     """model.onnx: from `images`, (batch, 3, size, size) normalised, to `logits`, (batch, classes).
 
+    Where the head is one linear layer, the graph also gives what that sees: `features`, (batch, features).
+
     Raises:
         BreedlineError: the architecture has operations that ONNX has not.
     """
+    whole, outputs = (_WithFeatures(model), OUTPUTS) if has_linear_head(model) else (model, OUTPUTS[:1])
     try:
         program = torch.onnx.export(
-            model.eval(),
+            whole.eval(),
             (torch.zeros(2, 3, size, size),),  # of one image, the exporter would take the batch to be constant
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             input_names=["images"],
-            output_names=["logits"],
+            output_names=list(outputs),
             opset_version=OPSET,
             verbose=False,
         )

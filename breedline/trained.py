@@ -42,9 +42,13 @@ class TrainedSpec(BaseModel):
 def save_trained(folder: Path, model: nn.Module, spec: TrainedSpec) -> None:
     """Write the model, whole or not at all."""
     with new_folder(folder) as new:
-        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        (new / WEIGHTS).write_bytes(save(weights))  # save_file would hide a full disk in an error of its own
+        (new / WEIGHTS).write_bytes(weights(model))  # save_file would hide a full disk in an error of its own
         write_json(spec.model_dump(), new / SPEC)
+
+
+def weights(model: nn.Module) -> bytes:
+    """The model's numbers as safetensors, with timm's own keys."""
+    return save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
 
 
 def read_spec(folder: Path) -> TrainedSpec:

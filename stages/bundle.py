@@ -10,11 +10,11 @@ import numpy as np
 import onnxruntime
 import torch
 
-from breedline.bundle import CARD, CONFIG, ONNX, WEIGHTS, BundleSpec, seal
+from breedline.bundle import CARD, CONFIG, ONNX, OUTPUTS, WEIGHTS, BundleSpec, seal
 from breedline.card import model_card
 from breedline.edge import run
 from breedline.errors import BreedlineError
-from breedline.export import config, onnx_graph, weights
+from breedline.export import config, onnx_graph
 from breedline.files import new_folder
 from breedline.inference import in_batches
 from breedline.items import Item, load_items
@@ -24,13 +24,13 @@ from breedline.preprocessing import Preprocessing
 from breedline.progress import progress
 from breedline.shards import PRESIZED_COLUMNS, ShardSet
 from breedline.tables import read_csv, write_json
-from breedline.trained import load_trained
+from breedline.trained import load_trained, weights
 from breedline.views import Geometry, normalised
-from breedline.zoo import divide_logits
+from breedline.zoo import divide_logits, has_linear_head, linear_head
 
 log = logging.getLogger("breedline")
 TOLERANCE = 1e-3
-"""By how much a logit of the ONNX graph may differ from torch's, relative to the largest one."""
+"""By how much a logit or a feature of the ONNX graph may differ from torch's, relative to the largest one."""
 AT_ONCE = 32
 """Images in a batch of the comparison."""
 
@@ -91,30 +91,43 @@ def bundle(
 
 
 def compare(model: torch.nn.Module, graph: Path, store: Store, items: list[Item], geometry: Geometry) -> None:
-    """Compare the answers of the model and of its ONNX graph for all items.
+    """Compare the answers of the model and of its ONNX graph, logits and features, for all items.
 
     Raises:
         BreedlineError: they differ by more than TOLERANCE, or in the best class of an image.
     """
     session = onnxruntime.InferenceSession(graph.read_bytes(), providers=["CPUExecutionProvider"])
-    worst, largest, other = 0.0, 0.0, 0
+    worst, largest, other = np.zeros(1), np.zeros(1), 0
     squares = store.squares(in_batches(items, AT_ONCE), geometry.size)
     with torch.inference_mode(), progress("bundle (ONNX against torch, images)", len(items)) as advance:
         for batch in squares:
             inputs = normalised(batch, geometry)
-            wanted = model(inputs).numpy()
-            (found,) = session.run(None, {"images": np.ascontiguousarray(inputs.numpy())})
-            if found.shape != wanted.shape or not np.isfinite(found).all():
-                raise BreedlineError("the ONNX graph gives no logits: choose another train.arch")
-            worst, largest = max(worst, float(abs(found - wanted).max())), max(largest, float(abs(wanted).max()))
-            other += int((found.argmax(1) != wanted.argmax(1)).sum())
+            wanted = answers(model, inputs)
+            found = session.run(None, {"images": np.ascontiguousarray(inputs.numpy())})
+            finite = all(np.isfinite(output).all() for output in found)
+            if not finite or [output.shape for output in found] != [output.shape for output in wanted]:
+                raise BreedlineError("the ONNX graph gives no finite logits and features: choose another train.arch")
+            worst = np.maximum(worst, [abs(one - same).max() for one, same in zip(found, wanted, strict=True)])
+            largest = np.maximum(largest, [abs(output).max() for output in wanted])
+            other += int((found[0].argmax(1) != wanted[0].argmax(1)).sum())
             advance(len(batch))
-    if other or worst > TOLERANCE * largest:
+    if other or (worst > TOLERANCE * largest).any():
+        told = " and ".join(f"{what} differ by {by:.2g}" for what, by in zip(OUTPUTS, worst, strict=False))
         raise BreedlineError(
-            f"the ONNX graph gives other answers than the model ({other} of {len(items)} images; logits differ by "
-            f"{worst:.2g}): choose another train.arch"
+            f"the ONNX graph gives other answers than the model ({other} of {len(items)} images; {told}): "
+            "choose another train.arch"
         )
-    log.info("bundle: the ONNX graph agrees on all %d test images; logits differ by at most %.1e", len(items), worst)
+    log.info("bundle: the ONNX graph agrees on all %d test images; logits differ by at most %.1e", len(items), worst[0])
+
+
+def answers(model: torch.nn.Module, inputs: torch.Tensor) -> list[np.ndarray]:
+    """The model's logits (images, classes) and, where one linear layer makes them, its input (images, features)."""
+    if not has_linear_head(model):
+        return [model(inputs).numpy()]
+    seen: list[torch.Tensor] = []
+    with linear_head(model).register_forward_pre_hook(lambda layer, given: seen.extend(given)):
+        logits = model(inputs)
+    return [output.numpy() for output in (logits, *seen)]
 
 
 if __name__ == "__main__":

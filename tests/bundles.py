@@ -14,13 +14,22 @@ from breedline.preprocessing import Preprocessing
 SIZE = 32
 CLASSES = ["red", "green", "blue"]
 HOW = Preprocessing(shorter_side=40, quality=92, input_size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
+FEATURES = {"features": ["batch", 3]}
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
 
 
 def graph(
-    weights: np.ndarray | None = None, size: int = SIZE, batch: object = "batch", external: str | None = None
+    weights: np.ndarray | None = None,
+    size: int = SIZE,
+    batch: object = "batch",
+    external: str | None = None,
+    beside: dict[str, list[object]] | None = None,
 ) -> bytes:
-    """A graph from images to the means of their colours times `weights`, (3, classes)."""
+    """A graph from images to the means of their colours, its features, times `weights`, (3, classes).
+
+    Args:
+        beside: names and shapes of what it gives beside the logits, such as FEATURES.
+    """
     matrix = numpy_helper.from_array((4 * np.eye(3) if weights is None else weights).astype(np.float32), "weights")
     if external:
         matrix.ClearField("raw_data")
@@ -29,13 +38,14 @@ def graph(
             matrix.external_data.add(key=key, value=value)
     axes = numpy_helper.from_array(np.array([2, 3]), "axes")
     nodes = [
-        helper.make_node("ReduceMean", ["images", "axes"], ["means"], keepdims=0),
-        helper.make_node("MatMul", ["means", "weights"], ["logits"]),
+        helper.make_node("ReduceMean", ["images", "axes"], ["features"], keepdims=0),
+        helper.make_node("MatMul", ["features", "weights"], ["logits"]),
     ]
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, size, size])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, matrix.dims[1]])
+    shapes = {"logits": [batch, matrix.dims[1]]} | (beside or {})
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     model = helper.make_model(
-        helper.make_graph(nodes, "tiny", [images], [logits], [axes, matrix]),
+        helper.make_graph(nodes, "tiny", [images], outputs, [axes, matrix]),
         opset_imports=[helper.make_opsetid("", 18)],
         ir_version=9,
     )

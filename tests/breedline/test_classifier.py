@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from breedline.classifier import Guess, Photo, Prediction, Unreadable
 from breedline.errors import BreedlineError
 from breedline.images import presize_image
 from breedline.preprocessing import view_of_photo, view_of_presized
-from tests.bundles import COLOURS, HOW, SIZE, bundle, graph, picture
+from tests.bundles import COLOURS, FEATURES, HOW, SIZE, bundle, graph, picture
 
 ROOT = Path(__file__).parents[2]
 
@@ -213,16 +214,38 @@ def test_numbers_that_are_not_finite_are_refused(number: float) -> None:
         (lambda: graph(size=31), "does not lead from images"),
         (lambda: graph(np.eye(3)[:, :2]), "does not lead from images"),
         (lambda: graph(batch=1), "does not lead from images"),
+        (lambda: graph(beside={"features": ["batch"]}), "does not lead from images"),
+        (lambda: graph(beside={"images": ["batch", 3, SIZE, SIZE]}), "does not lead from images"),
+        (lambda: graph(beside=FEATURES | {"weights": [3, 3]}), "does not lead from images"),
         (lambda: graph()[:-40], "is no usable graph"),
         (lambda: b"\0" * 100, "is no usable graph"),
         (lambda: b"", "is no usable graph"),
     ],
-    ids=["size", "classes", "batch", "cut", "zeros", "empty"],
+    ids=["size", "classes", "batch", "rank", "images", "more", "cut", "zeros", "empty"],
 )
 def test_a_graph_that_does_not_fit_is_refused(content: Callable[[], bytes], said: str) -> None:
     with pytest.raises(BreedlineError, match=said) as told:
         Classifier.load(bundle(content()))
     assert "\n" not in str(told.value)
+
+
+def test_features_are_given_only_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier, view = Classifier.load(bundle(graph(beside=FEATURES))), view_of_photo(picture("red"), HOW)
+    asked: list[str] = []
+    run = classifier._session.run
+    monkeypatch.setattr(
+        classifier, "_session", SimpleNamespace(run=lambda names, *a: asked.extend(names) or run(names, *a))
+    )
+    classifier.predict(Photo("red", picture("red")))
+    assert asked == ["logits"]
+    expected = (view.mean((0, 1)) / 255 - HOW.mean) / HOW.std
+    assert classifier._features(view[None])[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_graph_with_more_features_than_is_sensible_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("breedline.classifier.MAX_FEATURES", 2)
+    with pytest.raises(BreedlineError, match="does not lead from images"):
+        Classifier.load(bundle(graph(beside=FEATURES)))
 
 
 @pytest.mark.parametrize("where", ["canary", "./canary", "../work/canary", "models/../canary", "absolute", "beside"])

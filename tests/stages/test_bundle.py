@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
+import torch
+from onnx import helper
 from PIL import Image
+from torch import nn
 
 import stages.bundle
 from breedline.bundle import FILES, SPEC, read_bundle
@@ -18,10 +22,12 @@ from breedline.classifier import Classifier, Prediction
 from breedline.errors import BreedlineError
 from breedline.export import onnx_graph
 from breedline.items import load_items
+from breedline.preprocessing import view_of_presized
 from breedline.shards import PRESIZED_COLUMNS, ShardSet
 from breedline.trained import load_trained
-from breedline.zoo import create_model
-from stages.bundle import bundle
+from breedline.views import normalised
+from breedline.zoo import create_model, features
+from stages.bundle import answers, bundle
 from stages.evaluate import evaluate
 
 Pipeline = Any
@@ -121,6 +127,46 @@ def test_a_graph_that_answers_otherwise_is_not_published(
     with pytest.raises(BreedlineError, match="the ONNX graph gives other answers than the model"):
         run(pipeline, trained, tmp_path)
     assert not (tmp_path / "models").exists()
+
+
+def test_a_graph_with_other_features_is_not_published(
+    pipeline: Pipeline, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features times -1, and a head times -1, give the same logits."""
+
+    def turned(model: nn.Module, size: int) -> bytes:
+        graph = onnx.load_model_from_string(onnx_graph(model, size))
+        (last,) = (node for node in graph.graph.node if "logits" in node.output)
+        graph.graph.node.append(helper.make_node("Neg", ["features"], ["turned"]))
+        graph.graph.output[1].name = "turned"
+        assert "features" in last.input
+        return graph.SerializeToString()
+
+    monkeypatch.setattr(stages.bundle, "onnx_graph", turned)
+    with pytest.raises(
+        BreedlineError, match=r"other answers than the model \(0 of \d+ images; logits differ by .* and features"
+    ):
+        run(pipeline, trained, tmp_path)
+
+
+def test_the_graph_gives_what_the_head_sees(
+    pipeline: Pipeline, models: Path, trained: Path, tested: list[Path]
+) -> None:
+    model, spec = load_trained(trained / "model")
+    squares = np.stack([view_of_presized(path.read_bytes(), spec.geometry.size) for path in tested])
+    with torch.inference_mode():
+        expected = features(model, normalised(torch.from_numpy(squares), spec.geometry)).numpy()
+    classifier = Classifier.load(models)
+    assert classifier.n_features == model.num_features == expected.shape[1]
+    assert np.abs(classifier._features(squares) - expected).max() < 1e-4
+
+
+def test_without_one_linear_head_the_graph_gives_logits_alone() -> None:
+    model = create_model("deit_tiny_distilled_patch16_224", 3)
+    graph = onnx.load_model_from_string(onnx_graph(model, 224))
+    assert [output.name for output in graph.graph.output] == ["logits"]
+    with torch.inference_mode():
+        assert [output.shape for output in answers(model, torch.zeros(2, 3, 224, 224))] == [(2, 3)]
 
 
 def test_a_photo_of_any_size_is_seen_as_the_pipeline_sees_it(models: Path) -> None:
