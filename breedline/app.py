@@ -1,5 +1,7 @@
 """A page on this machine alone that shows what a published model sees in a photo, and which part of it decides.
 
+Where evaluate has kept training photos (neighbours.py), the page also shows those that are most similar to the model.
+
 The page (app.html) is whole in itself and may ask nobody but this server for anything. The server listens on the loopback
 address, where any web page that a browser shows could reach it. So it answers only under its own name, which a name that
 was made to lead here (DNS rebinding) is not, and looks only at photos that its own page sends.
@@ -12,6 +14,7 @@ import hashlib
 import io
 import re
 import socket
+import sys
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice, product
@@ -28,8 +31,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from breedline.bundle import WEIGHTS
 from breedline.classifier import Classifier, Photo, Prediction, Unreadable
 from breedline.errors import BreedlineError
+from breedline.neighbours import Neighbour, Neighbours, read
 
 LOOPBACK, PORT = "127.0.0.1", 8000
 """The port is tried where none is asked for; if it is taken, another one will do."""
@@ -41,6 +46,8 @@ CONNECTIONS = 32
 """At a time; each further one is refused."""
 TOP = 5
 """Classes that are told."""
+NEAREST = 5
+"""Training photos that are shown."""
 CELLS, PATCH = 8, 3
 """Places to which a patch is slid, in each direction, and how many of them it is wide: models that are sure of a photo
 hardly notice smaller ones."""
@@ -54,14 +61,26 @@ HEADERS = {
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def main(bundle: Path, port: int | None) -> None:
+def main(bundle: Path, neighbours: Path, port: int | None, *, needed: bool) -> None:
     """Show the page for the model of the folder `bundle` until Ctrl-C.
 
+    Args:
+        neighbours: the file of training photos to show the nearest of. Unless it is `needed`, there may be none, and if
+            it does not fit, a line says so.
+
     Raises:
-        BreedlineError: there is no whole bundle, or the port is taken.
+        BreedlineError: there is no whole bundle, no fitting file of training photos where one is needed, or the port is
+            taken.
     """
     warnings.filterwarnings("ignore", module="PIL")  # of metadata
     observer = Observer.load(bundle)
+    try:
+        if needed or neighbours.exists():
+            observer.neighbours = read(neighbours, observer.spec.files[WEIGHTS], observer.n_features)
+    except BreedlineError as error:
+        if needed:
+            raise
+        print(f"shown without training photos: {error}", file=sys.stderr)
     with _listener(port) as listener:
         number = listener.getsockname()[1]
         config = uvicorn.Config(
@@ -102,10 +121,15 @@ class Look(NamedTuple):
     """The square that the model sees, (size, size, 3) bytes."""
     fall: np.ndarray
     """(cells, cells): how much less probable the best class is with a patch over that place; below 0 where it is more."""
+    nearest: list[Neighbour]
+    """The training photos most similar to it, the most similar first; none where there are none to compare with."""
 
 
 class Observer(Classifier):
-    """A classifier that tells where it looks, too."""
+    """A classifier that tells where it looks, too, and of what it has seen a photo reminds it."""
+
+    neighbours: Neighbours | None = None
+    """Training photos to compare with, as this model sees them."""
 
     def look(self, photo: Photo) -> Look | Unreadable:
         """What the model sees in a photo. Raises BreedlineError if the model fails, or its numbers are not finite."""
@@ -114,7 +138,8 @@ class Observer(Classifier):
             return view
         (probabilities,) = self._probabilities(view[None])
         prediction = self._named(photo.name, probabilities, TOP, self.spec.none_below)
-        return Look(prediction, view, self._fall(view, probabilities))
+        nearest = self.neighbours.nearest(self._features(view[None])[0], NEAREST) if self.neighbours else []
+        return Look(prediction, view, self._fall(view, probabilities), nearest)
 
     def _fall(self, view: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         """Occlusion: P(best | view) - P(best | view with a patch at row, column), (cells, cells) (Zeiler & Fergus, 2014)."""
@@ -153,7 +178,8 @@ def application(observer: Observer, port: int) -> Starlette:
     async def model(request: Request) -> Response:
         spec = observer.spec
         told = {"arch": spec.arch, "classes": len(spec.classes), "none_below": spec.none_below}
-        return JSONResponse(told | {"max_upload": MAX_UPLOAD})
+        photos = len(observer.neighbours.names) if observer.neighbours else 0
+        return JSONResponse(told | {"neighbours": photos, "max_upload": MAX_UPLOAD})
 
     async def look(request: Request) -> Response:
         async with one_at_a_time:
@@ -219,11 +245,20 @@ async def _body(request: Request) -> bytes | None:
 
 
 def _told(look: Look) -> dict[str, object]:
-    buffer = io.BytesIO()
-    Image.fromarray(look.view).save(buffer, "PNG")
     return {
         "label": look.prediction.label,
         "top": [guess._asdict() for guess in look.prediction.top],
-        "view": f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}",
+        "view": _as_url(look.view),
         "fall": look.fall.round(6).tolist(),
+        "nearest": [
+            one._asdict() | {"similarity": round(one.similarity, 6), "thumbnail": _as_url(one.thumbnail)}
+            for one in look.nearest
+        ],
     }
+
+
+def _as_url(pixels: np.ndarray) -> str:
+    """A picture, (height, width, 3) bytes, as a URL that holds all of it: encoded here, so that a browser decodes no file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

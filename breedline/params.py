@@ -216,6 +216,11 @@ class Evaluate(_Section):
     """Share of the validation images that may be taken for none of the classes: it decides from which probability on."""
     top_losses: int = Field(gt=0, le=1000)
     """Pictures on the sheet of the worst mistakes."""
+    neighbours: int = Field(ge=0, le=10_000)
+    """Training photos that are kept in the report, at most, for `breedline app` to show the most similar of; 0 for none.
+
+    A model whose head is not one linear layer gets none.
+    """
 
 
 class Bundle(_Section):

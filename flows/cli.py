@@ -9,6 +9,9 @@ from typing import Any, NoReturn
 
 from breedline.errors import BreedlineError
 
+NEIGHBOURS = "reports/evaluate/neighbours.safetensors"
+"""Where evaluate leaves training photos to show, beside the folder of the bundle."""
+
 
 def plan() -> None:
     """Show what `dvc repro` would do with each stage, and why; changes nothing."""
@@ -63,12 +66,14 @@ def predict(paths: list[str], model: str, top: int, min_confidence: float | None
     return main(paths, model=model, top=top, min_confidence=min_confidence, form=form)
 
 
-def app(model: str, port: int | None) -> None:
+def app(model: str, neighbours: str | None, port: int | None) -> None:
     """Show what a published model sees in photos, and what it looks at, on a page for this machine alone, until Ctrl-C."""
     from breedline.app import main
     from flows.predict import bundle_of
 
-    main(bundle_of(model), port)
+    bundle = bundle_of(model)
+    beside = bundle.absolute().parent / NEIGHBOURS
+    main(bundle, Path(neighbours) if neighbours else beside, port, needed=neighbours is not None)
 
 
 def completion(shell: str) -> None:
@@ -162,6 +167,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(form="table")
     command = add(app)
     command.add_argument("--model", **model)
+    command.add_argument(
+        "--neighbours", metavar="FILE", help=f"training photos to show the most similar of ({NEIGHBOURS}, if it fits)"
+    )
     command.add_argument("--port", type=_port, metavar="N", help="of 127.0.0.1 (8000, or another if that is taken)")
     add(completion).add_argument("shell", choices=["bash", "zsh", "tcsh"])
     return parser

@@ -1,7 +1,9 @@
 """Metrics of a trained model on images that training never saw, and what to look at next."""
 
+import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +15,20 @@ from breedline.errors import BreedlineError
 from breedline.files import new_folder
 from breedline.inference import in_batches, infer
 from breedline.items import Item, load_items
+from breedline.neighbours import FILE, Neighbours, of_unit_length, thumbnail, write
 from breedline.params import Evaluate
 from breedline.pixels import Store
 from breedline.progress import progress
 from breedline.shards import PRESIZED_COLUMNS, ShardSet
+from breedline.split import draw
 from breedline.tables import read_csv, write_json
-from breedline.trained import TrainedSpec, load_trained, read_spec
+from breedline.trained import TrainedSpec, load_trained, read_spec, weights
 from breedline.views import normalised
-from breedline.zoo import has_linear_head
+from breedline.zoo import divide_logits, features, has_linear_head
 
 log = logging.getLogger("breedline")
 SEED = 0
-"""Seed of the augmented views."""
+"""Seed of the augmented views, and of the choice of training photos to show."""
 
 
 def evaluate(params: Evaluate, trained: Path, presized: Path, labels: Path, *, metrics: Path, report: Path) -> None:
@@ -33,7 +37,8 @@ def evaluate(params: Evaluate, trained: Path, presized: Path, labels: Path, *, m
     Args:
         metrics: those of both splits, and the calibration, as nested JSON.
         report: folder for the test split's predictions, its scores per class, the pairs of classes most often confused,
-            pictures of the confusion matrix and the F1 per class, and a sheet of the worst mistakes.
+            pictures of the confusion matrix and the F1 per class, a sheet of the worst mistakes, and training photos to
+            compare new ones with, which stay there: the bundle has no photos.
 
     Raises:
         BreedlineError: no usable model, or no test images, or a label that the model does not know.
@@ -41,7 +46,8 @@ def evaluate(params: Evaluate, trained: Path, presized: Path, labels: Path, *, m
     images = ShardSet(presized, PRESIZED_COLUMNS)
     spec = read_spec(trained)
     table = read_csv(labels, ["name", "label", "split", "sha256"])
-    items = [item for item in load_items(images, table) if item.split != "train"]
+    every = load_items(images, table)
+    items = [item for item in every if item.split != "train"]
     splits = np.array([item.split for item in items])
     if "test" not in splits:
         raise BreedlineError("split test has no images: raise label.test_pct, or mend label.test_list")
@@ -66,6 +72,9 @@ def evaluate(params: Evaluate, trained: Path, presized: Path, labels: Path, *, m
     of_test = splits == "test"
     with new_folder(report) as folder:
         write_report(params, spec, images, tested, found.probabilities[of_test], target[of_test], folder)
+        if params.neighbours and has_linear_head(model):
+            shown = drawn([item for item in every if item.split == "train"], params.neighbours)
+            write(neighbours(params, model, spec, store, shown, found.temperature), folder / FILE)
     calibration = {"temperature": found.temperature, "none_below": found.none_below}
     write_json({**numbers, "calibration": calibration}, metrics)
     log.info("evaluate: accuracy %.4f on %d test images", numbers["test"]["accuracy"], numbers["test"]["images"])
@@ -106,6 +115,41 @@ def predict(
             advance=advance,
         )
     return torch.cat([plain, augmented]).cpu().numpy()
+
+
+def drawn(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, all different: those of the lowest numbers that their content draws, in their order."""
+    different = {item.sha256: item for item in sorted(items, key=lambda item: item.name, reverse=True)}
+    return sorted(different.values(), key=lambda item: draw(item.sha256, SEED))[:count]
+
+
+def neighbours(
+    params: Evaluate, model: torch.nn.Module, spec: TrainedSpec, store: Store, items: list[Item], temperature: float
+) -> Neighbours:
+    """The items as the bundle's model sees them. The logits of `model` are divided by the temperature, as the bundle's are."""
+    thumbnails: list[bytes] = []
+
+    def squares() -> Iterator[torch.Tensor]:
+        for batch in store.squares(in_batches(items, params.batch_size), spec.geometry.size):
+            thumbnails.extend(map(thumbnail, batch.cpu().numpy()))
+            yield batch
+
+    with progress("evaluate (training photos to show, images)", len(items)) as advance:
+        (found,) = infer(
+            partial(features, model),
+            squares(),
+            lambda batch: [normalised(batch, spec.geometry)],
+            device=store.device,
+            advance=advance,
+        )
+    divide_logits(model.cpu(), temperature)
+    return Neighbours(
+        model=hashlib.sha256(weights(model)).hexdigest(),
+        names=[item.name for item in items],
+        labels=[item.label for item in items],
+        features=of_unit_length(found.cpu().numpy()),
+        thumbnails=thumbnails,
+    )
 
 
 if __name__ == "__main__":

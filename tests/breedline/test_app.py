@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import io
+import itertools
 import os
 import re
 import shutil
@@ -24,11 +26,13 @@ from playwright.sync_api import expect, sync_playwright
 from starlette.testclient import TestClient
 
 from breedline import app
+from breedline.bundle import WEIGHTS
 from breedline.classifier import Photo, Unreadable
 from breedline.errors import BreedlineError
+from breedline.neighbours import FILE, Neighbours, of_unit_length, thumbnail, write
 from breedline.preprocessing import view_of_photo
 from flows.cli import _parser
-from tests.bundles import HOW, SIZE, bundle, graph, picture
+from tests.bundles import CLASSES, FEATURES, HOW, SIZE, bundle, graph, picture
 
 ROOT = Path(__file__).parents[2]
 PORT = 8123
@@ -46,8 +50,37 @@ HOSTILE = ["<img src=x onerror=alert(1)>", "</script><b>green", "\u202eblue"]
 
 
 def client(folder: Path | None = None) -> TestClient:
-    observer = app.Observer.load(folder or bundle())
+    return page_of(app.Observer.load(folder or bundle()))
+
+
+def page_of(observer: app.Observer) -> TestClient:
     return TestClient(app.application(observer, PORT), base_url=HERE)
+
+
+def seen_before(observer: app.Observer, **photos: bytes) -> Neighbours:
+    """Training photos of the names COLOUR_…, each of the class that has its colour's place."""
+    views = np.stack([view_of_photo(photo, HOW) for photo in photos.values()])
+    return Neighbours(
+        model=observer.spec.files[WEIGHTS],
+        names=list(photos),
+        labels=[observer.spec.classes[CLASSES.index(name.partition("_")[0])] for name in photos],
+        features=of_unit_length(observer._features(views)),
+        thumbnails=[thumbnail(view) for view in views],
+    )
+
+
+def with_neighbours(**others: Any) -> app.Observer:
+    """A model that has seen five reds, a green and a blue."""
+    observer = app.Observer.load(bundle(graph(beside=FEATURES), **others))
+    reds = {f"red_{size}": picture("red", size=(size, size)) for size in (60, 61, 62, 63, 64)}
+    observer.neighbours = seen_before(observer, green_1=picture("green"), **reds, blue_1=picture("blue"))
+    return observer
+
+
+def shades(url: str) -> np.ndarray:
+    """The pixels of a picture that a URL holds as a PNG."""
+    with Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))) as picture:
+        return np.asarray(picture)
 
 
 def half_red() -> bytes:
@@ -65,8 +98,79 @@ def test_a_photo_is_told_as_predict_tells_it_with_the_square_that_the_model_sees
     (expected,) = app.Observer.load(folder).predict(Photo("photo", photo))
     assert told["label"] == expected.label == "green"
     assert [(guess["label"], guess["probability"]) for guess in told["top"]] == expected.top
-    with Image.open(io.BytesIO(base64.b64decode(told["view"].removeprefix("data:image/png;base64,")))) as view:
-        assert np.array_equal(np.asarray(view), view_of_photo(photo, HOW))
+    assert np.array_equal(shades(told["view"]), view_of_photo(photo, HOW))
+    assert told["nearest"] == []
+
+
+def test_the_nearest_training_photos_are_told_with_pictures() -> None:
+    observer = with_neighbours()
+    page, photo = page_of(observer), picture("green")
+    nearest = page.post("/look", content=photo, headers=SAME).json()["nearest"]
+    assert len(nearest) == app.NEAREST
+    assert (nearest[0]["name"], nearest[0]["label"]) == ("green_1", "green")
+    assert nearest[0]["similarity"] == pytest.approx(1, abs=1e-3)
+    assert all(one["similarity"] <= other["similarity"] for other, one in itertools.pairwise(nearest))
+    shown = shades(nearest[0]["thumbnail"]).astype(int)
+    assert np.abs(shown - view_of_photo(photo, HOW)).mean() < 8
+    assert page.get("/model").json()["neighbours"] == 7
+
+
+def test_a_thumbnail_that_is_none_is_told_in_words() -> None:
+    observer = with_neighbours()
+    assert observer.neighbours
+    observer.neighbours.thumbnails[:] = [b"<svg onload=alert(1)>"] * 7
+    answer = page_of(observer).post("/look", content=picture("red"), headers=SAME)
+    assert answer.status_code == 500
+    assert "thumbnail is no small JPEG" in answer.json()["error"]
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[app.Observer]:
+    """The observers that `main` would serve: it returns at once."""
+    observers: list[app.Observer] = []
+    monkeypatch.setattr(app, "application", lambda observer, port: observers.append(observer))
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: None)
+    return observers
+
+
+def shown_with(served: list[app.Observer], *arguments: str) -> Neighbours | None:
+    """The training photos that `breedline app` with these arguments shows."""
+    parsed = vars(_parser().parse_args(["app", *arguments]))
+    parsed.pop("command")(**parsed)
+    return served[-1].neighbours
+
+
+def test_training_photos_of_the_report_are_shown_if_they_fit(
+    served: list[app.Observer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    observer = with_neighbours()
+    assert observer.neighbours
+    assert shown_with(served) is None
+    assert capsys.readouterr().err == ""
+    beside = Path("reports/evaluate") / FILE
+    beside.parent.mkdir(parents=True)
+    write(observer.neighbours, beside)
+    assert (found := shown_with(served))
+    assert found.names == observer.neighbours.names
+    assert (found := shown_with(served, "--model", str(Path("models").absolute())))
+    assert capsys.readouterr().err == ""
+    write(dataclasses.replace(observer.neighbours, model="1" * 64), beside)
+    assert shown_with(served) is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("shown without training photos: ")
+    assert line.endswith("is of another model than the bundle: `dvc repro` makes both anew")
+
+
+def test_a_file_of_training_photos_that_is_asked_for_must_fit(served: list[app.Observer]) -> None:
+    observer = with_neighbours()
+    assert observer.neighbours
+    with pytest.raises(BreedlineError, match="there is no such file"):
+        shown_with(served, "--neighbours", "some.safetensors")
+    write(observer.neighbours, Path("some.safetensors"))
+    assert shown_with(served, "--neighbours", "some.safetensors")
+    write(dataclasses.replace(observer.neighbours, features=np.ones((7, 1), np.float16)), Path("some.safetensors"))
+    with pytest.raises(BreedlineError, match="is of another model"):
+        shown_with(served, "--neighbours", "some.safetensors")
 
 
 def test_what_is_too_improbable_is_none_of_the_classes() -> None:
@@ -261,7 +365,11 @@ def test_a_browser_shows_it() -> None:
             "there is no Chromium, which `apt-get install chromium` brings, so nobody knows what the page shows"
         )
     expect.set_options(timeout=60_000)  # other tests compute at the same time
-    bundle(classes=HOSTILE)
+    observer = with_neighbours(classes=HOSTILE)
+    assert observer.neighbours
+    Path("reports/evaluate").mkdir(parents=True)
+    names = ["<b>green", *observer.neighbours.names[1:]]
+    write(dataclasses.replace(observer.neighbours, names=names), Path("reports/evaluate") / FILE)
     Path("<b>half.png").write_bytes(half_red())
     Path("bad.png").write_bytes(b"no photo")
     with (
@@ -286,9 +394,15 @@ def test_a_browser_shows_it() -> None:
 
         verdict = page.get_by_role("status")
         expect(verdict).to_contain_text("<b>half.png\u2069 shows \u2068<img src=x onerror=alert(1)>")
-        rows = page.get_by_role("listitem")
-        expect(rows).to_have_count(3)
-        assert {name.inner_text() for name in page.locator(".name").all()} == set(HOSTILE)
+        bars = page.get_by_role("region", name="How probable each class is")
+        expect(bars.get_by_role("listitem")).to_have_count(3)
+        assert {name.inner_text() for name in bars.locator(".name").all()} == set(HOSTILE)
+        nearest = page.get_by_role("region", name="Nearest training photos")
+        expect(nearest.get_by_role("listitem")).to_have_count(5)
+        expect(nearest.get_by_role("img", name="red_60")).to_be_visible()
+        assert {name.inner_text() for name in nearest.locator(".name").all()} == {HOSTILE[0]}
+        expect(nearest.get_by_text("another class")).to_have_count(0)
+        expect(nearest).to_contain_text("Of 7 photos")
         widths = [
             bar.evaluate("bar => bar.offsetWidth / bar.parentElement.offsetWidth") for bar in page.locator(".bar").all()
         ]
@@ -314,6 +428,17 @@ def test_a_browser_shows_it() -> None:
         dropped = page.evaluate_handle(DROPPED, base64.b64encode(picture("blue")).decode())
         page.dispatch_event("h1", "drop", {"dataTransfer": dropped})
         expect(verdict).to_contain_text("dropped.png\u2069 shows \u2068\u202eblue")
+        first, *others = nearest.get_by_role("listitem").all()
+        expect(first).to_have_text(re.compile(r"^\u202eblue(over 99.9|100.0)%$"))
+        expect(first.get_by_role("img")).to_have_js_property("naturalWidth", SIZE)
+        expect(others[0]).to_contain_text("another class")
+        assert [
+            one.locator("img").evaluate("image => getComputedStyle(image).borderTopStyle") for one in (first, *others)
+        ] == ["solid", *["dashed"] * 4]
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        Path("green.png").write_bytes(picture("green"))
+        photo.set_input_files("green.png")
+        expect(nearest.get_by_role("img", name="<b>green")).to_be_visible()
         with Path("large.png").open("wb") as large:
             large.truncate(app.MAX_UPLOAD + 1)
         photo.set_input_files("large.png")

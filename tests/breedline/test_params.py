@@ -56,7 +56,7 @@ def test_all_mistakes_are_reported_at_once(vary: Vary) -> None:
         ("lr_ratio", "lr_ratio: 0.5", "train.lr_ratio = 0.5: should be greater than or equal to 1"),
         ("base_lr", "base_lr: fast", "train.base_lr = 'fast': should be 'auto'"),
         ("url", "url: x\n      sha256: 12", "download.sources.0.sha256"),
-        ("top_losses", "top_losses: 1\nextra: 2", "extra: unknown setting; remove it"),
+        ("neighbours", "neighbours: 1\nextra: 2", "extra: unknown setting; remove it"),
         ("seed", "seed: 9223372036854775808", "label.seed = 9223372036854775808: should be less than"),
         ("channels_last", "channels_last: true\n  seed: -1", "is not YAML: while constructing a mapping"),
         ("epochs", f"epochs: {'9' * 5000}", "is not YAML: Exceeds the limit"),

@@ -17,18 +17,20 @@ from PIL import Image
 from torch import nn
 
 import stages.bundle
-from breedline.bundle import FILES, SPEC, read_bundle
-from breedline.classifier import Classifier, Prediction
+from breedline.app import Look, Observer
+from breedline.bundle import FILES, SPEC, WEIGHTS, read_bundle
+from breedline.classifier import Classifier, Photo, Prediction
 from breedline.errors import BreedlineError
 from breedline.export import onnx_graph
 from breedline.items import load_items
+from breedline.neighbours import FILE, read
 from breedline.preprocessing import view_of_presized
 from breedline.shards import PRESIZED_COLUMNS, ShardSet
 from breedline.trained import load_trained
 from breedline.views import normalised
 from breedline.zoo import create_model, features
 from stages.bundle import answers, bundle
-from stages.evaluate import evaluate
+from stages.evaluate import drawn, evaluate
 
 Pipeline = Any
 WITHOUT_US = Path(__file__).parents[2] / "examples/without_breedline.py"
@@ -161,12 +163,36 @@ def test_the_graph_gives_what_the_head_sees(
     assert np.abs(classifier._features(squares) - expected).max() < 1e-4
 
 
+def test_photos_of_evaluate_fit_the_bundle_and_each_is_its_own_nearest(pipeline: Pipeline, models: Path) -> None:
+    observer = Observer.load(models)
+    found = read(models.parent / "report" / FILE, observer.spec.files[WEIGHTS], observer.n_features)
+    images = ShardSet(pipeline.path("presized"), PRESIZED_COLUMNS)
+    labels = pd.read_csv(pipeline.path("labels.csv"), dtype=str)
+    training = {item.name: item for item in load_items(images, labels) if item.split == "train"}
+    assert found.names == [item.name for item in drawn(list(training.values()), 500)]
+    assert found.labels == [training[name].label for name in found.names]
+    observer.neighbours = found
+    for name in found.names[:10]:
+        item = training[name]
+        seen = observer.look(Photo(name, images.read(item.shard, item.offset, item.size)))
+        assert isinstance(seen, Look)
+        first, second, *_ = seen.nearest
+        assert first.name == name
+        assert first.similarity > 0.999
+        assert np.abs(first.thumbnail.astype(int) - seen.view).mean() < 12
+        assert second.similarity <= first.similarity
+
+
+def test_the_bundle_has_no_photos(models: Path) -> None:
+    assert {path.name for path in models.iterdir()} == {SPEC, *FILES}
+
+
 def test_without_one_linear_head_the_graph_gives_logits_alone() -> None:
-    model = create_model("deit_tiny_distilled_patch16_224", 3)
-    graph = onnx.load_model_from_string(onnx_graph(model, 224))
+    model = create_model("resnetv2_18", 3)
+    graph = onnx.load_model_from_string(onnx_graph(model, 64))
     assert [output.name for output in graph.graph.output] == ["logits"]
     with torch.inference_mode():
-        assert [output.shape for output in answers(model, torch.zeros(2, 3, 224, 224))] == [(2, 3)]
+        assert [output.shape for output in answers(model, torch.zeros(2, 3, 64, 64))] == [(2, 3)]
 
 
 def test_a_photo_of_any_size_is_seen_as_the_pipeline_sees_it(models: Path) -> None:

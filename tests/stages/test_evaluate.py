@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -16,14 +17,17 @@ from scipy.special import softmax
 
 from breedline.errors import BreedlineError
 from breedline.findings import calibrated
+from breedline.items import load_items
+from breedline.neighbours import FILE as NEIGHBOURS
 from breedline.params import Augment
+from breedline.shards import PRESIZED_COLUMNS, ShardSet
 from breedline.trained import TrainedSpec
 from breedline.views import Geometry
-from stages.evaluate import evaluate
+from stages.evaluate import drawn, evaluate
 
 Pipeline = Any
 Width = Callable[[Path], int]
-FILES = ("predictions.csv", "per_class.csv", "confused.csv", "confusion.png", "f1.png", "top_losses.png")
+FILES = ("predictions.csv", "per_class.csv", "confused.csv", "confusion.png", "f1.png", "top_losses.png", NEIGHBOURS)
 
 
 def run(pipeline: Pipeline, model: Path, folder: Path, labels: Path | None = None, **settings: Any) -> dict[str, Any]:
@@ -93,6 +97,33 @@ def test_equal_inputs_give_equal_bytes(pipeline: Pipeline, trained: Path, tmp_pa
         run(pipeline, trained / "model", folder, tta=tta)
     for name in ("evaluate.json", *(f"report/{file}" for file in FILES)):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_photos_to_show_are_drawn_from_training_by_their_content(pipeline: Pipeline) -> None:
+    labels = pd.read_csv(pipeline.path("labels.csv"), dtype=str)
+    items = load_items(ShardSet(pipeline.path("presized"), PRESIZED_COLUMNS), labels)
+    few = drawn(items, 20)
+    assert len(few) == 20
+    assert drawn(items[::-1], 20) == few
+    assert drawn([*items, *items], 1000) == drawn(items, 1000)
+    assert len(drawn(items, 1000)) == len({item.sha256 for item in items})
+    assert drawn(items, 50)[:20] == few
+    assert len({item.label for item in few}) == 3
+    again = [dataclasses.replace(item, name=f"copy of {item.name}") for item in items]
+    assert drawn([*again, *items], 20) == drawn([*items, *again], 20)
+
+
+def test_none_are_kept_where_none_are_to_be_shown(pipeline: Pipeline, trained: Path, tmp_path: Path) -> None:
+    run(pipeline, trained / "model", tmp_path, neighbours=0)
+    assert {file.name for file in (tmp_path / "report").iterdir()} == {*FILES} - {NEIGHBOURS}
+
+
+def test_none_are_kept_where_the_head_is_not_one_linear_layer(
+    pipeline: Pipeline, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.evaluate.has_linear_head", lambda model: False)
+    run(pipeline, trained / "model", tmp_path)
+    assert not (tmp_path / "report" / NEIGHBOURS).exists()
 
 
 def test_views_are_weighed_as_fastai_does(pipeline: Pipeline) -> None:
