@@ -167,7 +167,7 @@ class Classifier:
         if isinstance(photo, Unreadable):
             return photo
         try:
-            return view_of_photo(photo if isinstance(photo, bytes) else _read(photo), self.spec.preprocessing)
+            return view_of_photo(photo if isinstance(photo, bytes) else read_file(photo), self.spec.preprocessing)
         except OSError as error:
             return Unreadable(name, error.strerror or str(error))
         except (Undecodable, ValueError) as error:  # a ValueError is of a path with a zero byte
@@ -274,7 +274,7 @@ def _name(photo: Source | Unreadable) -> str:
     return str(getattr(photo, "filename", "") or "image" if isinstance(photo, Image.Image) else photo)
 
 
-def _read(path: str | Path) -> bytes:
+def read_file(path: str | Path) -> bytes:
     """The content of a file. Raises Undecodable where that has no end, or none in sight."""
     # a pipe that nobody writes to would wait for ever
     with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:

@@ -7,7 +7,16 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -239,6 +248,28 @@ class Gate(_Section):
     """The challenger may be this much worse than the champion, the value in the branch's last commit."""
 
 
+def _is_place(text: str) -> str:
+    if "://" not in text and not text.startswith("/"):
+        raise ValueError(
+            "is relative, and a run works in a folder of its own: give an absolute path, or a url such as s3://…"
+        )
+    return text
+
+
+Place = Annotated[str, AfterValidator(_is_place)]
+
+
+class Score(_Section):
+    """Settings of the flow that scores new photos."""
+
+    photos: Place | None
+    """The folder of the photos, an absolute path or url; null if there is none."""
+    predictions: Place | None
+    """The folder that gets the table, an absolute path or url."""
+    format: Literal["csv", "parquet"]
+    """Parquet needs the package pyarrow."""
+
+
 class Params(_Section):
     """The whole of params.yaml."""
 
@@ -250,6 +281,7 @@ class Params(_Section):
     evaluate: Evaluate
     bundle: Bundle
     gate: Gate
+    score: Score
 
     @model_validator(mode="after")
     def _weights_are_known(self) -> Self:

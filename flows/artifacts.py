@@ -4,6 +4,7 @@ import base64
 import json
 import mimetypes
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ def show_results(root: Path, steps: list[Step], results: list[dict[str, Any]]) -
         for path in step.policy.show if step.stage in new else []:
             if (root / path).exists():  # a head that is published alone has no curves
                 _show(step.stage, root / path, path)
+
+
+def show_scores(labels: Mapping[str, int]) -> None:
+    """Show how many new photos have each label, the most first."""
+    rows = [{"label": label, "photos": photos} for label, photos in sorted(labels.items(), key=lambda row: -row[1])]
+    _create_table(rows[:ROWS], key="scores", description="New photos with each label")
 
 
 def changes(table: dict[str, tuple[float | None, float | None]]) -> list[dict[str, Any]]:

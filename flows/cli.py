@@ -45,6 +45,13 @@ def watch(ref: str, deployment: str, publish: bool) -> int:
     return int(not watch(ref=ref, deployment=deployment, publish=publish, return_state=True).is_completed())
 
 
+def score(ref: str) -> int:
+    """Score what is new in the folder or bucket that params.yaml names, with the model of a branch."""
+    from flows.score import score
+
+    return int(not score(ref=ref, return_state=True).is_completed())
+
+
 def serve() -> None:
     """Run the deployments of prefect.yaml on this machine, with a Prefect server of its own, until Ctrl-C."""
     from flows.serve import main
@@ -138,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--ref", default="main", help="a branch (main)")
     command.add_argument("--deployment", default="retrain/on-demand", help="what to start (retrain/on-demand)")
     command.add_argument("--publish", **publish)
+    add(score).add_argument("--ref", default="main", help="a branch, tag or commit (main)")
     add(serve)
     add(verify_remote).add_argument(
         "--deep", action="store_true", help="read every object, whatever checksum the remote tells"

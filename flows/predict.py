@@ -81,6 +81,11 @@ def bundle_of(model: str) -> Path:
     folder = Path(model)
     if folder.exists() or not (commit := _commit(model)):
         return folder
+    return fetched_bundle(_root(), commit)
+
+
+def fetched_bundle(root: Path, commit: str) -> Path:
+    """The cache's folder with the bundle of a commit of the DVC repository at `root`."""
     fetched = cache_dir("bundles") / commit
     if not (fetched / SPEC).is_file():
         from filelock import FileLock
@@ -88,7 +93,7 @@ def bundle_of(model: str) -> Path:
         from flows.remote import get_model
 
         with FileLock(f"{fetched}.lock"), new_folder(fetched) as new:
-            get_model(_root(), commit, new)
+            get_model(root, commit, new)
             read_bundle(new)
     return fetched
 

@@ -1,13 +1,11 @@
 """The unattended run: clone, pipeline, gate, and publishing as a transaction."""
 
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
-from prefect.exceptions import TerminationSignal
 
 from breedline.errors import BreedlineError, NetworkError
 from breedline.params import ParamsError, load_params
@@ -21,16 +19,12 @@ from flows.process import Processes
 from flows.remote import check_remote, has_remote, missing, stored
 from flows.repo import metrics
 from flows.states import Outcome
-from flows.tasks import task_of
+from flows.tasks import in_task
 from flows.workspace import PARAMS, Workspace, override, workspace
 
-T = TypeVar("T")
-RETRIES, RETRY_DELAY = 3, 60
-"""Of what needs the network, and the seconds between."""
-
-FOR_COMMITTERS = ("download", "weights", "gate")
-"""Sections that a run may not change: a source may be any folder that this process can read, secrets included, and a
-wider gate would publish anything. Whoever only asks for a run decides neither."""
+FOR_COMMITTERS = ("download", "weights", "gate", "score")
+"""Sections that a run may not change: a source may be any folder that this process can read, secrets included, scores may
+be written to any, and a wider gate would publish anything. Whoever only asks for a run decides none of these."""
 
 
 @flow(name="retrain", flow_run_name=run_name, persist_result=False)
@@ -60,7 +54,7 @@ def retrain(
                     raise BreedlineError(f"{ref} is no branch, and only to a branch can be published: name one")
                 check_remote(clone.root)
             _override(clone.root, overrides or {})
-            _in_task("pull", lambda: _pull(clone.root, processes))
+            in_task("pull", lambda: _pull(clone.root, processes))
             state = run_stages(clone.root, tuple(force or ()))
             if not state.is_completed():
                 return state
@@ -108,12 +102,12 @@ def _publish(clone: Workspace, processes: Processes) -> State[Any]:
     if not transaction.changed(clone.root):
         return Outcome.UNCHANGED.state("everything is as it was published")
     table = metrics(clone.root)
-    decision = _in_task("gate", lambda: decide(load_params(clone.root / PARAMS).gate, table))
+    decision = in_task("gate", lambda: decide(load_params(clone.root / PARAMS).gate, table))
     if not decision.publish:
         return Outcome.HELD.state(decision.why)
-    _in_task("push", lambda: _dvc(processes, clone.root, "push"))
-    _in_task("verify", lambda: transaction.verified(clone.root))
-    commit = _in_task("commit", lambda: transaction.commit(clone, _message(decision, table)))
+    in_task("push", lambda: _dvc(processes, clone.root, "push"))
+    in_task("verify", lambda: transaction.verified(clone.root))
+    commit = in_task("commit", lambda: transaction.commit(clone, _message(decision, table)))
     return Outcome.PUBLISHED.state(f"{commit} on {clone.branch}: {decision.why}")
 
 
@@ -137,35 +131,3 @@ def _dvc(processes: Processes, root: Path, *arguments: str) -> str:
     if code := processes.dvc(root, list(arguments), say):
         raise NetworkError(f"dvc {arguments[0]} ended with exit code {code}: {' '.join(said)}")
     return said[-1] if said else ""
-
-
-def _in_task(name: str, work: Callable[[], T]) -> T:
-    """Do `work` as a task, and return its result; the task is retried after a NetworkError.
-
-    Raises:
-        BreedlineError: what `work` raised last; the task has failed with the same message.
-    """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def attempt() -> State[Any]:
-        try:
-            results.append(work())
-        except BreedlineError as error:
-            errors.append(error)
-            return Outcome.FAILED.state(str(error))
-        except TerminationSignal as error:  # else this task would count as crashed
-            errors.append(error)
-            return Outcome.CANCELLED.state("its run has ended")
-        return Outcome.COMPLETED.state(str(results[-1]))
-
-    def the_network_failed() -> bool:
-        return bool(errors) and isinstance(errors[-1], NetworkError)
-
-    task = task_of(name, attempt, retries=RETRIES, delay=RETRY_DELAY, again=the_network_failed)
-    state: State[Any] = task(return_state=True)
-    if state.is_completed():
-        return results[-1]
-    if errors:
-        raise errors[-1]
-    return state.result()

@@ -20,6 +20,7 @@ from prefect.client.schemas.filters import (
 )
 
 from flows import retrain as module
+from flows import tasks
 from flows.remote import stored
 from flows.retrain import retrain
 
@@ -58,7 +59,7 @@ retrain.retrain(overrides={"train.epochs": 24})
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RETRY_DELAY", 0)
+    monkeypatch.setattr(tasks, "RETRY_DELAY", 0)
 
 
 @pytest.fixture
@@ -164,13 +165,14 @@ def test_an_override_that_is_wrong_is_named_in_one_line(project: Any, overrides:
         {"download": {"sources": [{"url": "../canary"}]}},
         {"weights.source": {"url": "../canary"}},
         {"gate.tolerance": 1, "train.epochs": 2},
+        {"score.photos": "/a", "score.predictions": "/b"},
     ],
 )
 def test_who_asks_for_a_run_neither_names_a_source_nor_widens_the_gate(project: Any, overrides: dict[str, Any]) -> None:
     (project.work.parent / "canary").write_text("a secret")
     name, message = run(overrides=overrides)
     assert name == "Failed"
-    assert re.fullmatch(r"overrides: (download|weights|gate)[\w.]* cannot be changed for a run: .*", message)
+    assert re.fullmatch(r"overrides: (download|weights|gate|score)[\w.]* cannot be changed for a run: .*", message)
     assert project.ran() == []
 
 
@@ -261,7 +263,7 @@ def fail(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
 
 
 def test_a_push_that_fails_is_tried_again(project: Any, fail: Callable[[str, int], None]) -> None:
-    fail("push", module.RETRIES)
+    fail("push", tasks.RETRIES)
     assert run(overrides=BETTER)[0] == "Published"
 
 
@@ -270,7 +272,7 @@ def test_a_server_that_stays_away_ends_the_run(
     project: Any, fail: Callable[[str, int], None], command: str, ran: list[str]
 ) -> None:
     before = project.tip()
-    fail(command, module.RETRIES + 1)
+    fail(command, tasks.RETRIES + 1)
     assert run(overrides=BETTER) == ("Failed", f"dvc {command} ended with exit code 9: ERROR: the server is away")
     assert (project.ran(), project.tip()) == (ran, before)
 
