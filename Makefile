@@ -61,10 +61,12 @@ format: $(READY)
 	ruff check --fix
 	ruff format
 
-# Resolve pyproject.toml anew into the exact environment, hashes and all; and list the architectures that it knows.
+# Resolve pyproject.toml anew into the exact environment, hashes and all, and the part of it that a published model needs;
+# and list the architectures that it knows.
+lock: EXACTLY := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --upgrade --quiet
 lock: $(BIN)/uv
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --no-annotate --upgrade --quiet -o requirements.txt
+	uv pip compile pyproject.toml --extra dev $(EXACTLY) -o requirements.txt
+	uv pip compile pyproject.toml --extra build --constraint requirements.txt $(EXACTLY) -o requirements-predict.txt
 	$(MAKE) $(READY)
 	python -c "from breedline.zoo import known_architectures as known; print('name,weights,url', *map(','.join, known()), sep='\n')" > breedline/architectures.csv
 

@@ -11,6 +11,7 @@ from breedline.errors import BreedlineError
 
 NEIGHBOURS = "reports/evaluate/neighbours.safetensors"
 """Where evaluate leaves training photos to show, beside the folder of the bundle."""
+SET_UP = "`make plan` in a clone sets up the whole environment"
 
 
 def plan() -> None:
@@ -101,6 +102,12 @@ def main() -> NoReturn:
     except BreedlineError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        name = (error.name or "breedline").partition(".")[0]
+        if name in ("breedline", "stages", "flows"):
+            raise  # a bug of ours
+        print(f"error: {name} is not installed; only predict and app do without: {SET_UP}", file=sys.stderr)
+        sys.exit(BreedlineError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -238,8 +238,8 @@ def _direct_requirements() -> Iterator[Requirement]:
             yield requirement
 
 
-def _pins() -> list[str]:
-    lines = (ROOT / "requirements.txt").read_text("utf-8").replace("\\\n", " ").splitlines()
+def _pins(lock: str = "requirements.txt") -> list[str]:
+    lines = (ROOT / lock).read_text("utf-8").replace("\\\n", " ").splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 
@@ -249,12 +249,17 @@ def test_every_requirement_is_pinned(requirement: Requirement) -> None:
     assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)].split()[0])
 
 
-def test_every_pin_has_a_version_and_hashes() -> None:
+each_lock = pytest.mark.parametrize("lock", ["requirements.txt", "requirements-predict.txt"])
+
+
+@each_lock
+def test_every_pin_has_a_version_and_hashes(lock: str) -> None:
     shape = re.compile(r"[\w.-]+==[\w.+!]+(?: ; [^\\]+?)?(?: +--hash=sha256:[0-9a-f]{64})+ *")
-    assert [pin for pin in _pins() if not shape.fullmatch(pin)] == []
+    assert [pin for pin in _pins(lock) if not shape.fullmatch(pin)] == []
 
 
-def test_the_pins_name_no_place() -> None:
-    text = (ROOT / "requirements.txt").read_text("utf-8")
+@each_lock
+def test_the_pins_name_no_place(lock: str) -> None:
+    text = (ROOT / lock).read_text("utf-8")
     assert "://" not in text
     assert " @ " not in text
