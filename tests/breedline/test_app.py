@@ -439,6 +439,11 @@ def test_a_browser_shows_it() -> None:
         Path("green.png").write_bytes(picture("green"))
         photo.set_input_files("green.png")
         expect(nearest.get_by_role("img", name="<b>green")).to_be_visible()
+        page.route("**/look", lambda route: route.fulfill(json=route.fetch().json() | {"nearest": []}))
+        photo.set_input_files("green.png")
+        expect(verdict).to_contain_text("green.png\u2069 shows")
+        expect(bars).to_be_visible()
+        expect(nearest).to_be_hidden()
         with Path("large.png").open("wb") as large:
             large.truncate(app.MAX_UPLOAD + 1)
         photo.set_input_files("large.png")
