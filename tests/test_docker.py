@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from flows.cli import _parser
 from tests.bundles import bundle, picture
 
 ROOT = Path(__file__).parents[1]
@@ -171,6 +173,21 @@ def test_the_build_sees_what_it_takes_and_nothing_else() -> None:
         "flows/__pycache__/cli.pyc",
     ):
         assert not _let_in(path)
+
+
+def test_the_commands_in_the_docs_are_of_these_images() -> None:
+    text = (ROOT / "docs/deploy.md").read_text("utf-8").replace("\\\n", " ")
+    assert set(re.findall(r"--target (\w+)", text + DOCKERFILE)) == set(TARGETS)
+    commands = re.findall(r"^docker run .* breedline:predict (.+)$", text, re.M)
+    assert commands
+    for command in commands:
+        _parser().parse_args(shlex.split(command, comments=True))
+    paths = set(re.findall(r":(/(?:work|cache|home)[\w/.-]*)", text)) | set(
+        re.findall(r'mountPath: "([\w/.-]+)"', text)
+    )
+    assert paths <= {"/work/models", "/work/photos", "/cache", "/home/breedline/.netrc"}
+    (base,) = set(_arguments("predict", "FROM")) - {"base AS predict"}
+    assert base.partition(" ")[0] in text
 
 
 # A published model at work where nothing else is installed

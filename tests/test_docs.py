@@ -40,7 +40,7 @@ def _quoted(page: Path) -> list[str]:
 
 def _commands(page: Path, program: str) -> Iterator[list[str]]:
     """The words of each command of a page that calls `program`: in its blocks and in `quoted text`."""
-    lines = [line for block in _blocks(page, "sh") for line in block.splitlines()]
+    lines = [line for block in _blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
     for line in [*lines, *_quoted(page)]:
         for part in re.split(r'&&|;|"?\$\(|\)"?', line.partition(" # ")[0]):
             words = shlex.split(part) if re.search(rf"\b{program}\b", part) else []
