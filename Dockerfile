@@ -2,6 +2,7 @@
 #   docker build --target predict --tag breedline:predict .   a published model at work, without torch (about 0.5 GB)
 #   docker build --target worker --tag breedline:worker .     what runs the deployments, on a GPU or without one (about 7 GB)
 # Where pip fetches from is its own default, or what a pip.conf of yours says: --secret id=pip,src=pip.conf, which no layer keeps.
+# The locks are whole (--no-deps): pip, which would resolve them again, asks for hashes of sqlalchemy[asyncio] beside sqlalchemy's.
 
 FROM python:3.11.15-slim-trixie AS base
 # What we ship sends nothing home; the rest is for pip, whose cache would only make a layer larger.
@@ -20,7 +21,7 @@ WORKDIR /work
 FROM base AS predict
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=bind,source=requirements-predict.txt,target=/requirements.txt \
-    pip install --require-hashes --requirement /requirements.txt
+    pip install --no-deps --require-hashes --requirement /requirements.txt
 RUN --mount=type=bind,target=/source,rw \
     pip install --no-index --no-deps --no-build-isolation /source
 USER 10001:10001
@@ -39,7 +40,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=bind,source=requirements.txt,target=/requirements.txt \
-    pip install --require-hashes --requirement /requirements.txt
+    pip install --no-deps --require-hashes --requirement /requirements.txt
 # Downloads, presized images and DVC's cache outlive the container on the volume; torch needs the driver's compute part.
 ENV BREEDLINE_CACHE=/cache/breedline \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \

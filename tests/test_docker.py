@@ -10,10 +10,13 @@ import tarfile
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from packaging.requirements import Requirement
+from prefect.settings import PREFECT_WORKER_WEBSERVER_PORT
 
 from flows.cli import _parser
 from tests.bundles import bundle, picture
@@ -84,12 +87,31 @@ def test_it_says_how_it_is_and_sends_nothing_home(target: str) -> None:
     assert dict(sent).items() <= _environment(target).items()
 
 
-def test_the_probe_fails_unless_the_worker_answers_that_it_is_well() -> None:
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1), (None, 1)])
+def test_the_probe_succeeds_if_the_worker_answers_that_it_is_well(status: int | None, code: int) -> None:
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status or 0 if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
     (health,) = _arguments("worker", "HEALTHCHECK")
     _, *probe = json.loads(health.partition("CMD ")[2])
-    assert subprocess.run([sys.executable, *probe], capture_output=True).returncode == 1
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        probe[-1] = probe[-1].replace("//127.0.0.1:8080/", f"//127.0.0.1:{server.server_port}/")
+        if status is None:
+            server.server_close()
+        else:
+            Thread(target=server.handle_request, daemon=True).start()
+        assert subprocess.run([sys.executable, *probe], capture_output=True).returncode == code
+
+
+def test_the_worker_answers_the_probe() -> None:
     assert "--with-healthcheck" in json.loads(_arguments("worker", "CMD")[0])
     assert _environment("worker")["PREFECT_WORKER_WEBSERVER_HOST"] == "127.0.0.1"
+    assert PREFECT_WORKER_WEBSERVER_PORT.default() == 8080
 
 
 def test_nothing_is_fetched_from_a_place_that_is_named_here() -> None:
@@ -112,6 +134,7 @@ def test_it_installs_what_is_pinned_and_hashed(target: str) -> None:
     ours = [run for run in _arguments(target, "RUN") if "pip install" in run]
     pinned = [run for run in ours if "--require-hashes" in run]
     assert [re.findall(r"source=([\w.-]+)", run) for run in pinned] == [[LOCKS[target]]]
+    assert all("--no-deps" in run for run in pinned)
     assert all("--no-index --no-deps --no-build-isolation" in run for run in ours if run not in pinned)
 
 
