@@ -133,7 +133,7 @@ def _images(kind: str, arguments: argparse.Namespace) -> Images:
         sys.exit(f"{kind} are in no package: name their archive with {'--source' if kind == 'pets' else '--photos'}")
     url = str(archive.resolve())
     if kind == "pets":
-        return Images(url, item_size=460, image_size=256)
+        return Images(url, item_size=460, image_size=288)
     folders = {"on": "path", "pattern": "(.*/)?(?P<label>[^/]+)/[^/]+"}
     return Images(url, item_size=128, image_size=96, label=folders, precision="fp32")
 
