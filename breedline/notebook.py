@@ -1,23 +1,28 @@
-"""The pipeline's data and models in a notebook: a presized set as fastai's DataLoaders, and a Learner for them.
+"""The pipeline's data and models in a notebook: a presized set as fastai's DataLoaders, and Learners.
+
+    learn = learner("models")  # as it was published
+    learn.predict("robin.jpg")
 
     dls = dataloaders("data/presized", "data/labels.csv", "params.yaml")
-    learn = learner(dls, bundle="models")  # as it was published; or weights="data/weights", to start from these
-    learn.predict("robin.jpg")
+    learn = learner("models", dls)  # the same, to look at its mistakes and to train on; or, from the pretrained weights:
+    learn = new_learner(dls, "data/weights")
 
 From there on all is fastai's own: show_batch, fine_tune, validate, show_results, tta, Interpretation. What the settings
 say of the data and the model holds here, too; how long to train, at which rate and in which precision, is for you to say.
 """
 
+import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fastai.vision.all  # noqa: F401 - gives a Learner fine_tune, lr_find and tta, and pictures their show
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from PIL import Image
 from torch import nn
 
 from breedline.augment import Transforms
-from breedline.bundle import read_bundle
+from breedline.bundle import BundleSpec, read_bundle
 from breedline.checkpoints import Checkpoints
 from breedline.device import machine, pick_device, pick_precision
 from breedline.errors import BreedlineError
@@ -26,7 +31,7 @@ from breedline.items import Item, load_items
 from breedline.learner import FrozenStatistics, create_learner
 from breedline.loader import PixelsDL, data_block
 from breedline.losses import loss_function
-from breedline.params import Params, load_params
+from breedline.params import Augment, Params, Train, load_params
 from breedline.pixels import Store
 from breedline.pretrained import read_note
 from breedline.probe import fit_head
@@ -90,44 +95,87 @@ def dataloaders(presized: Path | str, labels: Path | str, params: Params | Path 
     return dls
 
 
-def learner(dls: ImageLoaders, *, weights: Path | str | None = None, bundle: Path | str | None = None) -> Learner:
-    """fastai's Learner for the loaders' images, with a model from `weights` or from `bundle`.
+def learner(bundle: Path | str, dls: ImageLoaders | None = None) -> Learner:
+    """fastai's Learner with the published model in the folder `bundle`, to predict, and with `dls` for all else, too.
 
-    It computes in float32 until you call `to_bf16` or `to_fp16`, so that it predicts what the evaluate stage predicts. What
-    fastai saves goes into Breedline's cache folder, as the folder `models` is the pipeline's.
-
-    Args:
-        weights: folder of the weights stage. With `train.freeze_epochs: fit` the head is fitted to the pretrained body at
-            once; else, or if nothing is pretrained, its weights are random.
-        bundle: folder of a published model.
+    It computes in float32 until you call `to_bf16` or `to_fp16`, so that it predicts what the evaluate stage predicts.
 
     Raises:
-        BreedlineError: not one of the two is given, or what it holds does not fit the loaders' settings.
+        BreedlineError: there is no whole bundle, or its model sees images otherwise, or knows other classes, than `dls` have.
+    """
+    bundle = Path(bundle)
+    spec = read_bundle(bundle)
+    if dls is None:
+        model, dls = load_weights(bundle, spec.arch, len(spec.classes)), _without_images(spec)
+        return _learner(dls, model, spec.loss)
+    train = dls.params.train
+    frozen = train.freeze_statistics and dls.params.weights.source != "none"
+    return _learner(dls, _published(dls, bundle, spec), spec.loss, train, frozen=frozen)
+
+
+def new_learner(dls: ImageLoaders, weights: Path | str) -> Learner:
+    """fastai's Learner for the loaders' images, with the body in `weights`, before it is fine-tuned; in float32, too.
+
+    With `train.freeze_epochs: fit` its head is fitted to the pretrained body at once; else, or if nothing is pretrained, its
+    weights are random.
+
+    Args:
+        weights: folder of the weights stage.
+
+    Raises:
+        BreedlineError: there are no weights, or those of another architecture.
     """
     train = dls.params.train
-    if bundle is not None and weights is None:
-        model, pretrained = _published(dls, Path(bundle)), dls.params.weights.source != "none"
-    elif weights is not None and bundle is None:
-        model, pretrained = _before_fine_tuning(dls, Path(weights))
-    else:
-        raise BreedlineError('say what to start from: either weights="data/weights" or bundle="models"')
-    loss = loss_function(train.loss, train.label_smoothing)
-    learn = create_learner(dls, model, loss, channels_last=train.channels_last)
-    if pretrained and train.freeze_statistics:
+    model, pretrained = _before_fine_tuning(dls, Path(weights))
+    return _learner(dls, model, train.loss, train, frozen=pretrained and train.freeze_statistics)
+
+
+def _learner(
+    dls: ImageLoaders, model: nn.Module, loss: str, train: Train | None = None, *, frozen: bool = False
+) -> Learner:
+    """What fastai saves goes into Breedline's cache folder, as the folder `models` is the pipeline's."""
+    smoothing, channels_last = (train.label_smoothing, train.channels_last) if train else (0.0, False)
+    learn = create_learner(dls, model, loss_function(loss, smoothing), channels_last=channels_last)
+    if frozen:
         learn.add_cb(FrozenStatistics())
     learn.model_dir = cache_dir("learners")
     return learn
 
 
-def _published(dls: ImageLoaders, bundle: Path) -> nn.Module:
-    """The model of the bundle, which has to see images as the loaders show them, and to know the same classes."""
-    spec = read_bundle(bundle)
+class _OnePixel(ShardSet):
+    """In place of a presized set: fastai looks at an image to learn of which type they are."""
+
+    def __init__(self) -> None:
+        buffer = io.BytesIO()
+        Image.new("RGB", (1, 1)).save(buffer, "JPEG")
+        self.data = buffer.getvalue()
+
+    def read(self, volume: str, offset: int, size: int) -> bytes:
+        return self.data
+
+
+def _without_images(spec: BundleSpec) -> ImageLoaders:
+    """Loaders that have no images, and whose `test_dl` shows photos as the model of the bundle saw those it learned from."""
+    geometry, images = _geometry(spec), _OnePixel()
+    store = Store(images, pick_device(), geometry.max_side)
+    transforms = Transforms(
+        geometry, Augment(flip=False, max_rotate=0, max_zoom=1, max_warp=0, max_lighting=0, min_scale=1)
+    )
+    item = Item("", spec.classes[0], "train", "", "", 0, 0, height=1, width=1)
+    loaders = data_block(images, spec.classes, transforms).dataloaders(
+        [item], device=store.device, dl_type=PixelsDL, store=store, transforms=transforms
+    )
+    return cast(ImageLoaders, ImageLoaders(*loaders.loaders, device=store.device).new_empty())
+
+
+def _geometry(spec: BundleSpec) -> Geometry:
     how = spec.preprocessing
-    found = {
-        "classes": spec.classes,
-        "geometry": Geometry(how.shorter_side, how.input_size, how.mean, how.std),
-        "loss": spec.loss,
-    }
+    return Geometry(how.shorter_side, how.input_size, how.mean, how.std)
+
+
+def _published(dls: ImageLoaders, bundle: Path, spec: BundleSpec) -> nn.Module:
+    """The model of the bundle, which has to see images as the loaders show them, and to know the same classes."""
+    found = {"classes": spec.classes, "geometry": _geometry(spec), "loss": spec.loss}
     wanted: dict[str, Any] = {"classes": list(dls.vocab), "geometry": dls.train.transforms.geometry}
     wanted |= {"loss": dls.params.train.loss}
     if differ := [name for name, value in wanted.items() if found[name] != value]:

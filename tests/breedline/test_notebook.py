@@ -15,13 +15,14 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from safetensors.torch import save_file
 
+import breedline
 from breedline.bundle import CARD, CONFIG, ONNX, WEIGHTS, seal
 from breedline.calibration import probabilities_of
 from breedline.device import set_seed
 from breedline.errors import BreedlineError
 from breedline.export import weights
 from breedline.files import cache_dir
-from breedline.notebook import ImageLoaders, dataloaders, learner
+from breedline.notebook import ImageLoaders, dataloaders, learner, new_learner
 from breedline.params import Params
 from breedline.preprocessing import Preprocessing
 from breedline.pretrained import Pretrained, write_note
@@ -85,7 +86,7 @@ def dls(data: Path, params: Params) -> ImageLoaders:
 @pytest.fixture
 def quiet(dls: ImageLoaders, data: Path) -> Iterator[Learner]:
     """A Learner with the fitted head, without progress bars; what it draws is thrown away."""
-    learn = learner(dls, weights=data / "weights")
+    learn = new_learner(dls, data / "weights")
     with learn.no_bar(), learn.no_logging():
         yield learn
     plt.close("all")
@@ -118,16 +119,16 @@ def test_no_head_is_fitted_where_nothing_is_pretrained_or_the_settings_train_it(
 ) -> None:
     set_seed(params.train.seed)
     random = linear_head(create_model(ARCH, 3)).state_dict()
-    scratch = linear_head(learner(dls, weights=data / "nothing").model).state_dict()
+    scratch = linear_head(new_learner(dls, data / "nothing").model).state_dict()
     assert torch.equal(scratch["weight"], random["weight"])
     dls.params = params.model_copy(update={"train": params.train.model_copy(update={"freeze_epochs": 1})})
-    learn = learner(dls, weights=data / "weights")
+    learn = new_learner(dls, data / "weights")
     assert learn.validate()[1] < 0.9
     assert "frozen_statistics" in dir(learn)
 
 
 def test_it_trains_on_with_the_methods_of_fastai(data: Path, dls: ImageLoaders) -> None:
-    learn = learner(dls, weights=data / "nothing")
+    learn = new_learner(dls, data / "nothing")
     with learn.no_bar(), learn.no_logging():
         before = learn.validate()[0]
         learn.fine_tune(2, 5e-3)
@@ -189,7 +190,7 @@ def test_a_published_model_predicts_what_evaluate_predicts(
     )
     fixed = {"temperature": 1.0, "none_below": 0.5, "data": {}, "code": "0" * 64, "versions": {}}
     seal(data / "models", arch=ARCH, classes=spec.classes, preprocessing=how, loss=spec.loss, **fixed)
-    learn, store = learner(dls, bundle=data / "models"), dls.train.store
+    learn, store = learner(data / "models", dls), dls.train.store
     items = dls.test.items
     squares = store.squares([items], geometry.size)
     (logits,) = predict(params.evaluate, learn.model, spec, store, items, squares)
@@ -205,11 +206,18 @@ def test_a_published_model_predicts_what_evaluate_predicts(
     for found in (many, known):
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
     np.testing.assert_allclose(one.numpy(), expected[0], atol=1e-5)
+    alone = breedline.learner(data / "models")  # without any data
+    with alone.no_bar():
+        label, number, probabilities = alone.predict(files[0])
+        without, _ = alone.get_preds(dl=alone.dls.test_dl(files))
+    np.testing.assert_allclose(without.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(probabilities.numpy(), expected[0], atol=1e-5)
+    assert label == dls.vocab[int(number)] == dls.vocab[expected[0].argmax()]
     assert targets.tolist() == [dls.vocab.o2i[item.label] for item in items]
 
     dls.params = params.model_copy(update={"train": params.train.model_copy(update={"loss": "bce"})})
     with pytest.raises(BreedlineError, match=r"models was trained with other settings or labels \(loss differ\)"):
-        learner(dls, bundle=data / "models")
+        learner(data / "models", dls)
 
 
 def test_it_shows_images_results_and_mistakes(quiet: Learner, dls: ImageLoaders) -> None:
@@ -226,9 +234,7 @@ def test_it_shows_images_results_and_mistakes(quiet: Learner, dls: ImageLoaders)
 
 
 def test_mistakes_are_one_clear_line(data: Path, dls: ImageLoaders, params: Params) -> None:
-    with pytest.raises(BreedlineError, match="either weights="):
-        learner(dls)
-    with pytest.raises(BreedlineError, match="either weights="):
-        learner(dls, weights=data / "weights", bundle=data / "models")
+    with pytest.raises(BreedlineError, match="nothing is no usable bundle"):
+        learner(data / "nothing")
     with pytest.raises(BreedlineError, match=r"gone\.csv is missing: `dvc repro` makes it"):
         dataloaders(data / "presized", data / "gone.csv", params)
