@@ -15,12 +15,10 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from safetensors.torch import save_file
 
-import breedline
 from breedline.bundle import CARD, CONFIG, ONNX, WEIGHTS, seal
 from breedline.calibration import probabilities_of
 from breedline.device import set_seed
 from breedline.errors import BreedlineError
-from breedline.export import weights
 from breedline.files import cache_dir
 from breedline.notebook import ImageLoaders, dataloaders, learner, new_learner
 from breedline.params import Params
@@ -28,7 +26,7 @@ from breedline.preprocessing import Preprocessing
 from breedline.pretrained import Pretrained, write_note
 from breedline.shards import PRESIZED_COLUMNS, pack, write_index
 from breedline.tables import write_csv
-from breedline.trained import TrainedSpec
+from breedline.trained import TrainedSpec, weights
 from breedline.zoo import create_model, linear_head
 from stages.evaluate import predict
 
@@ -206,7 +204,7 @@ def test_a_published_model_predicts_what_evaluate_predicts(
     for found in (many, known):
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
     np.testing.assert_allclose(one.numpy(), expected[0], atol=1e-5)
-    alone = breedline.learner(data / "models")  # without any data
+    alone = learner(data / "models")  # without any data
     with alone.no_bar():
         label, number, probabilities = alone.predict(files[0])
         without, _ = alone.get_preds(dl=alone.dls.test_dl(files))
