@@ -73,7 +73,7 @@ def _override(root: Path, overrides: dict[str, Any]) -> None:
         raise ParamsError(str(error).replace(f"{root}/", "")) from error
     if refused := sorted(key for key in overrides if key.split(".")[0] in FOR_COMMITTERS):
         raise ParamsError(
-            f"overrides: {', '.join(refused)} cannot be changed for a run: where images and weights come from, and what "
+            f"overrides: {', '.join(refused)} cannot be changed for a run: where images and weights come from, what is scored, and what "
             f"the gate lets pass, is changed in {PARAMS} on the branch"
         )
     try:

@@ -165,7 +165,7 @@ def test_an_override_that_is_wrong_is_named_in_one_line(project: Any, overrides:
         {"download": {"sources": [{"url": "../canary"}]}},
         {"weights.source": {"url": "../canary"}},
         {"gate.tolerance": 1, "train.epochs": 2},
-        {"score.photos": "/a", "score.predictions": "/b"},
+        {"score.predictions": "../canary"},
     ],
 )
 def test_who_asks_for_a_run_neither_names_a_source_nor_widens_the_gate(project: Any, overrides: dict[str, Any]) -> None:
