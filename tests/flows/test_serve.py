@@ -48,7 +48,9 @@ def test_who_works_here_is_known_and_watched(served: Served) -> None:
     automations = served.ask("automations/filter")
     assert [automation["actions"][0]["state"] for automation in automations] == ["CRASHED"]
     limits = {limit["name"]: limit["limit"] for limit in served.ask("v2/concurrency_limits/filter")}
-    assert limits == {"gpu": 1}
+    incoming = served.deployment("score/incoming")
+    assert limits == {"gpu": 1, f"deployment:{incoming['id']}": 1}
+    assert [schedule["active"] for schedule in incoming["schedules"]] == [False]
 
 
 def test_a_source_that_changes_is_noticed(served: Served) -> None:
