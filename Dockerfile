@@ -12,10 +12,10 @@ ENV DO_NOT_TRACK=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore
-# /work is where it works, /cache is for a volume, which takes over the owner.
+# /srv is where it works, /cache is for a volume, which takes over the owner.
 RUN useradd --uid 10001 --user-group --create-home breedline \
-    && install --directory --owner=breedline --group=breedline /work /cache
-WORKDIR /work
+    && install --directory --owner=breedline --group=breedline /srv /cache
+WORKDIR /srv
 
 
 FROM base AS predict

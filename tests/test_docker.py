@@ -208,7 +208,7 @@ def test_the_commands_in_the_docs_are_of_these_images() -> None:
     paths = set(re.findall(r":(/(?:work|cache|home)[\w/.-]*)", text)) | set(
         re.findall(r'mountPath: "([\w/.-]+)"', text)
     )
-    assert paths <= {"/work/models", "/work/photos", "/cache", "/home/breedline/.netrc"}
+    assert paths <= {"/srv/models", "/srv/photos", "/cache", "/home/breedline/.netrc"}
     (base,) = set(_arguments("predict", "FROM")) - {"base AS predict"}
     assert base.partition(" ")[0] in text
 
