@@ -83,9 +83,10 @@ def dataloaders(presized: Path | str, labels: Path | str, params: Params | Path 
     known = [item for item in items if item.split != "test"]
     geometry = Geometry(settings.presize.shorter_side, train.image_size, *statistics(train.arch))
     store = Store(images, pick_device(), geometry.max_side)
-    store.keep(known, train.keep_images)
+    trained_on, watched = ([item for item in known if item.split == split] for split in ("train", "valid"))
+    store.keep(trained_on, train.keep_images, watched, train.image_size)
     transforms = Transforms(geometry, train.augment)
-    at_once = batch_size(train, sum(item.split == "train" for item in known))
+    at_once = batch_size(train, len(trained_on))
     loaders = data_block(images, sorted(table["label"].unique()), transforms).dataloaders(
         known, bs=at_once, device=store.device, dl_type=PixelsDL, store=store, transforms=transforms
     )

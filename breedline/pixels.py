@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import psutil
@@ -74,46 +74,62 @@ class Store:
         self._threads = ThreadPoolExecutor(cpu_count(), "decode")
         self._kept: Pixels | None = None
         self._rows: dict[tuple[str, int], int] = {}
+        self._squares = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
+        self._square_rows: dict[tuple[str, int], int] = {}
 
-    def keep(self, items: Sequence[Item], where: str) -> None:
-        """Decode the items now and keep them in place `where`, as `train.keep_images` has it.
+    def keep(self, items: Sequence[Item], where: str, squares: Sequence[Item] = (), size: int = 0) -> None:
+        """Decode images now and keep them in place `where`, as `train.keep_images` has it.
+
+        Args:
+            items: images to keep whole, for random views.
+            squares: images of which the central square of `size` pixels is kept.
 
         Raises:
             BreedlineError: they do not fit there.
         """
         places = self._places(items)
-        counts = places[1] * places[2]
-        total = int(counts.sum())
-        place, why = choose(where, total * 4 / 1e9, self.device)
-        log.info("train: %d images, %s when decoded: %s", len(items), decimal(total * 4), why)
+        total = int((places[1] * places[2]).sum())
+        taken = total * 4 + len(squares) * size * size * 3
+        place, why = choose(where, taken / 1e9, self.device)
+        log.info("train: %d images, %s when decoded: %s", len(items) + len(squares), decimal(taken), why)
         if place == "disk":
             return
         device = self.device if place == "gpu" else torch.device("cpu")
-        pin = device != self.device and self.device.type == "cuda"  # so that copies to the GPU need not be waited for
-        values = torch.empty(total, dtype=torch.int32, device=device, pin_memory=pin)
-        with progress("train (decoding images)", len(items)) as advance:
+        # pinned, so that copies to the GPU need not be waited for
+        how: dict[str, Any] = {"device": device, "pin_memory": device != self.device and self.device.type == "cuda"}
+        values = torch.empty(total, dtype=torch.int32, **how)
+        kept_squares = torch.empty(len(squares), size, size, 3, dtype=torch.uint8, **how)
+        with progress("train (decoding images)", len(items) + len(squares)) as advance:
             for first in range(0, len(items), CHUNK):
                 some = self._decode(items[first : first + CHUNK], advance).values
                 values[places[0][first] :][: len(some)] = some.to(device)
-        self._kept = Pixels(values, *places)
-        self._rows = {(item.shard, item.offset): row for row, item in enumerate(items)}
+            for first in range(0, len(squares), CHUNK):
+                few = self._decode_squares(squares[first : first + CHUNK], size)
+                kept_squares[first:][: len(few)] = few.to(device)
+                advance(len(few))
+        self._kept, self._rows = Pixels(values, *places), _rows(items)
+        self._squares, self._square_rows = kept_squares, _rows(squares)
 
     def batches(self, chunks: Iterable[Sequence[Item | Photo]]) -> Iterator[Pixels]:
         """The pixels of each chunk of images, on the device; AHEAD chunks are fetched at once, or while one is in use."""
         return _ahead(self._load, chunks)
 
     def squares(self, chunks: Iterable[Sequence[Item | Photo]], size: int) -> Iterator[torch.Tensor]:
-        """The same of their central squares, (images, size, size, 3) uint8, which preprocessing.py makes: always decoded anew."""
+        """The same of their central squares, (images, size, size, 3) uint8, which preprocessing.py makes."""
 
         def load(items: Sequence[Item | Photo]) -> torch.Tensor:
-            found = self._threads.map(lambda item: view_of_presized(self._bytes(item), size), items)
-            return to_device(torch.from_numpy(np.stack(list(found))), self.device)
+            rows = _found(items, self._square_rows) if size == self._squares.shape[1] else None
+            if rows is None:
+                found = self._decode_squares(items, size)
+            else:
+                found = self._squares[to_device(torch.tensor(rows), self._squares.device)]
+            return found if found.device == self.device else to_device(found, self.device)
 
         return _ahead(load, chunks)
 
     def _load(self, items: Sequence[Item | Photo]) -> Pixels:
-        rows = [row for item in items if (row := self._row(item)) is not None]
-        if self._kept is None or len(rows) < len(items):
+        rows = _found(items, self._rows)
+        if self._kept is None or rows is None:
             few = self._decode(items)
         elif self._kept.values.device == self.device:
             return self._kept.take(rows)
@@ -121,8 +137,9 @@ class Store:
             few = self._kept.gather(rows)
         return few._replace(values=to_device(few.values, self.device))
 
-    def _row(self, item: Item | Photo) -> int | None:
-        return None if isinstance(item, Photo) else self._rows.get((item.shard, item.offset))
+    def _decode_squares(self, items: Sequence[Item | Photo], size: int) -> torch.Tensor:
+        found = self._threads.map(lambda item: view_of_presized(self._bytes(item), size), items)
+        return torch.from_numpy(np.stack(list(found)))
 
     def _decode(self, items: Sequence[Item | Photo], advance: Callable[[int], None] = lambda pieces: None) -> Pixels:
         start, height, width = self._places(items)
@@ -154,6 +171,16 @@ class Store:
         """Height and width when decoded and, if need be, reduced."""
         scale = min(1, self.max_side / min(item.height, item.width))
         return round(item.height * scale), round(item.width * scale)
+
+
+def _rows(items: Sequence[Item]) -> dict[tuple[str, int], int]:
+    return {(item.shard, item.offset): row for row, item in enumerate(items)}
+
+
+def _found(items: Sequence[Item | Photo], rows: dict[tuple[str, int], int]) -> list[int] | None:
+    """The row of each item; None if one has none."""
+    found = [rows.get((item.shard, item.offset)) for item in items if isinstance(item, Item)]
+    return None if None in found or len(found) < len(items) else cast(list[int], found)
 
 
 def _ahead(fetch: Callable[[S], T], chunks: Iterable[S]) -> Iterator[T]:
