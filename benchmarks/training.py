@@ -30,7 +30,7 @@ from rich.table import Table
 
 from benchmarks.goals import goal
 from benchmarks.photos import IMAGES, archive_of, photos
-from benchmarks.workspace import ROOT, environment, stage, write_params
+from benchmarks.workspace import ROOT, environment, keep_bytecode, stage, write_params
 from breedline.params import Params, load_params
 from breedline.shards import ShardSet
 from breedline.tables import read_csv, write_csv
@@ -76,6 +76,7 @@ def main(arguments: argparse.Namespace) -> bool:
     met = True
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        keep_bytecode(folder / "bytecode")
         _prepare(folder, photos(arguments.source, params.download), arguments.images, params)
         print(
             f"{arguments.images} images, {_device()}, {'+'.join(map(str, arguments.epochs))} epochs, best of the second phase"

@@ -1,10 +1,11 @@
 """fastai's transforms: as the DataBlock has them, and as the random views of a batch that they draw.
 
 fastai interpolates after each of them: the crop, then flip, warp, rotation and zoom, then the crop and resize on the
-batch. Here they only draw their random numbers, in fastai's order, so that equal seeds give fastai's batches, except for
-the blur of repeated interpolation; views.py looks up each pixel once.
+batch. Here the geometric ones only draw their random numbers, in fastai's order, so that equal seeds give fastai's batches, except
+for the blur of repeated interpolation; views.py looks up each pixel once.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.torch_core import TensorBase
 from fastai.vision.augment import RandomResizedCropGPU, Resize, aug_transforms, find_coeffs
 from fastai.vision.core import TensorImage
-from fasttransform import Pipeline
+from fasttransform import Pipeline, compose_tfms
 
 from breedline.params import Augment
 from breedline.pixels import Pixels
@@ -34,12 +35,9 @@ class Transforms:
         self.affine = aug_transforms(**{**NOTHING, **shape, "do_flip": augment.flip})
         # aug_transforms has a `size`, too, but drops it if no affine transform is asked for
         self.window = RandomResizedCropGPU(geometry.size, min_scale=augment.min_scale, ratio=(1, 1))
-        self.rest = [
-            *aug_transforms(**{**NOTHING, "max_lighting": augment.max_lighting}),
-            Normalize.from_stats(geometry.mean, geometry.std),
-        ]
-        """Lighting and normalisation: what is left to do with a view."""
-        self.replaced = [IntToFloatTensor(), *self.affine, self.window]
+        self.lighting = aug_transforms(**{**NOTHING, "max_lighting": augment.max_lighting})
+        self.normalize = Normalize.from_stats(geometry.mean, geometry.std)
+        self.replaced = [IntToFloatTensor(), *self.affine, self.window, *self.lighting]
         """The batch transforms that `views` stands for."""
 
     @property
@@ -50,18 +48,24 @@ class Transforms:
     @property
     def batch(self) -> list[Any]:
         """A DataBlock's batch transforms."""
-        return [*self.replaced, *self.rest]
+        return [*self.replaced, self.normalize]
 
     def finished(self, pixels: Pixels, device: torch.device) -> torch.Tensor:
         """Random views of a batch after all transforms, as a plain tensor."""
         views = TensorImage(self.views(pixels, device))
-        return Pipeline(self.rest, split_idx=TRAINING)(views).as_subclass(torch.Tensor)
+        return Pipeline([self.normalize], split_idx=TRAINING)(views).as_subclass(torch.Tensor)
 
     def views(self, pixels: Pixels, device: torch.device) -> torch.Tensor:
         """Random views of a batch: (images, 3, size, size), float32 in 0 to 1, in channels_last memory format."""
         count = len(pixels.start)
-        windows = Windows(*self._crops(count), self._maps(count))
-        return look_up(pixels, windows, self.geometry, device)
+        # fastai's classes of tensors dispatch each operation in Python, which takes longer than a GPU needs for a batch
+        with torch._C.DisableTorchFunctionSubclass():
+            windows = Windows(*self._crops(count), self._maps(count))
+            views = look_up(pixels, windows, self.geometry, device)
+            for lighting in self.lighting:  # one, of brightness and contrast, or none
+                lighting.before_call(views, TRAINING)
+                views = lighting.space_fn(views, partial(compose_tfms, tfms=lighting.fs))
+        return views
 
     def _crops(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Position of the square in each image, across and down: 0 at the left or top edge, 1 at the right or bottom."""

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,11 +109,12 @@ def _fit(training: Training, learn: Learner, epochs: tuple[int, int], base_lr: f
     with (
         Live(str(training.report / "live"), save_dvc_exp=False, dvcyaml=False) as live,
         progress("train (batches)", total * (len(learn.dls.train) + len(learn.dls.valid))) as advance,
+        ThreadPoolExecutor(1, "checkpoint") as writer,
         learn.no_bar(),
         learn.no_logging(),
     ):
         history = History(live, total, advance, head.scores if head else None)
-        learn.add_cbs([history, Resume(training.checkpoints, history, state)])
+        learn.add_cbs([history, Resume(training.checkpoints, history, state, writer)])
         if state:
             learn.model.load_state_dict(state["model"])
             history.restore(state["history"])

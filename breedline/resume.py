@@ -1,6 +1,7 @@
 """Resuming a training after its last whole epoch, from a checkpoint that a callback saves after each."""
 
 import random
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from breedline.history import History
 
 
 class Resume(Callback):
-    """Saves a checkpoint after each epoch, and restores the given one before the first epoch that is not skipped.
+    """Saves a checkpoint while the next epoch trains, and restores the given one before the first epoch that is not skipped.
 
     A training resumed after epoch k runs through the same calls as an uninterrupted one (finetune.run_phases), but
     `fit(start_epoch=k)` makes fastai's SkipToEpoch cancel the first k epochs. The order of what happens then:
@@ -27,8 +28,12 @@ class Resume(Callback):
 
     order = 65  # after History, whose record is part of a checkpoint, and before SkipToEpoch
 
-    def __init__(self, checkpoints: Checkpoints, history: History, state: dict[str, Any] | None) -> None:
-        self.checkpoints, self.history, self.state = checkpoints, history, state
+    def __init__(
+        self, checkpoints: Checkpoints, history: History, state: dict[str, Any] | None, writer: Executor
+    ) -> None:
+        """`writer` is a thread, so that a GPU does not wait for the disk."""
+        self.checkpoints, self.history, self.state, self.writer = checkpoints, history, state, writer
+        self.writing: Future[None] | None = None
 
     def before_train(self) -> None:
         if self.state:
@@ -43,9 +48,17 @@ class Resume(Callback):
 
     def after_epoch(self) -> None:
         if getattr(self, "trained", False):  # not in a skipped epoch, which fastai ends like any other
-            self.checkpoints.keep_epoch(
-                len(self.history.epochs), {**_state(self.learn), "history": self.history.state()}
-            )
+            state = _copy({**_state(self.learn), "history": self.history.state()})
+            self._wait()
+            self.writing = self.writer.submit(self.checkpoints.keep_epoch, len(self.history.epochs), state)
+
+    def after_fit(self) -> None:
+        self._wait()
+
+    def _wait(self) -> None:
+        """Until the last checkpoint is written; raises what went wrong with it."""
+        if self.writing:
+            self.writing.result()
 
 
 def _state(learn: Learner) -> dict[str, Any]:
@@ -67,6 +80,15 @@ def _state(learn: Learner) -> dict[str, Any]:
             "cuda": torch.cuda.get_rng_state_all(),
         },
     }
+
+
+def _copy(value: Any) -> Any:
+    """The state as it is now, its tensors in memory."""
+    if isinstance(value, torch.Tensor):
+        return value.to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copy(each) for key, each in value.items()}
+    return [_copy(each) for each in value] if isinstance(value, list) else value
 
 
 def _restore(learn: Learner, state: dict[str, Any]) -> None:
