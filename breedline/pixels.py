@@ -5,7 +5,6 @@ are decoded once, by threads (decoding releases the GIL), and stay on the GPU if
 fit in neither, batches are decoded ahead while the model trains on an earlier one.
 """
 
-import io
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +22,7 @@ from rich.filesize import decimal
 
 from breedline.errors import BreedlineError
 from breedline.items import Item, Photo
-from breedline.preprocessing import view_of_presized
+from breedline.preprocessing import decoded, view_of_presized
 from breedline.progress import progress
 from breedline.shards import ShardSet
 
@@ -148,8 +147,7 @@ class Store:
 
         def one(item: Item | Photo, first: int) -> None:
             height, width = self._shape(item)
-            with Image.open(io.BytesIO(self._bytes(item))) as image:
-                picture = image.convert("RGB")
+            picture = decoded(self._bytes(item))
             if picture.height != height:
                 picture = picture.resize((width, height), Image.Resampling.BILINEAR)
             raw[first : first + height * width] = np.frombuffer(picture.tobytes("raw", "RGBX"), np.int32)

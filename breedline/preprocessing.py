@@ -46,8 +46,7 @@ def view_of_photo(data: bytes, how: Preprocessing) -> np.ndarray:
 
 def view_of_presized(jpeg: bytes, size: int) -> np.ndarray:
     """What the model sees of a presized image: its central square, reduced or enlarged, (size, size, 3) bytes."""
-    with Image.open(io.BytesIO(jpeg), formats=FORMATS) as image:
-        picture = image.convert("RGB")
+    picture = decoded(jpeg)
     short = min(picture.size)
     target = (int(size * picture.width / short), int(size * picture.height / short))
     if target[0] * target[1] > LARGEST:
@@ -55,6 +54,13 @@ def view_of_presized(jpeg: bytes, size: int) -> np.ndarray:
     if target != picture.size:
         picture = picture.resize(target, INTERPOLATION)
     return np.asarray(_central(picture, size))
+
+
+def decoded(data: bytes) -> Image.Image:
+    """An image file of any kind in RGB, not upright."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy what is RGB already
 
 
 def _central(picture: Image.Image, size: int) -> Image.Image:

@@ -54,6 +54,25 @@ def test_images_that_are_not_kept_are_decoded_on_the_fly(presized: Presized) -> 
     assert [image.shape[:2] for image in images(batch)] == [(30, 20), (17, 31), (8, 8)]
 
 
+@pytest.mark.parametrize("chunk", [2, 256])
+def test_kept_squares_are_those_of_the_files_and_decoded_once(
+    presized: Presized, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(breedline.pixels, "CHUNK", chunk)
+    shards, items = presized([(20, 30), (31, 17), (8, 8), (50, 9)])
+    store = Store(shards, CPU, 64)
+    store.keep(items[:1], "ram", squares=items[1:], size=16)
+    order = [items[3], items[1], items[2]]
+    (anew,) = Store(shards, CPU, 64).squares([order], 16)
+    (other_size,) = store.squares([order], 8)
+    (not_kept,) = store.squares([items], 16)
+    monkeypatch.setattr(Store, "_bytes", lambda *_: pytest.fail("decoded again"))
+    (kept,) = store.squares([order], 16)
+    assert torch.equal(kept, anew)
+    assert torch.equal(not_kept[[3, 1, 2]], anew)
+    assert other_size.shape == (3, 8, 8, 3)
+
+
 def test_larger_images_are_reduced(presized: Presized) -> None:
     shards, items = presized([(40, 80), (60, 45), (16, 90)])
     store = Store(shards, CPU, 20)
