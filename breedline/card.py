@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 
 import pandas as pd
+import timm
 from ruamel.yaml import YAML
 from ruamel.yaml.compat import StringIO
 from scipy.stats import binomtest
 
+from breedline.architectures import architectures
 from breedline.bundle import BundleSpec
 
 WORST = 5
@@ -19,6 +21,7 @@ def model_card(
     scores: pd.DataFrame,
     labels: pd.DataFrame,
     licence: str,
+    pretrained: str | None,
 ) -> str:
     """The text of README.md.
 
@@ -27,6 +30,7 @@ def model_card(
         numbers: those of evaluate.
         scores: evaluate's table of the scores per class (class, precision, recall, f1, images), the worst first.
         labels: the table of labels, for how many images there were.
+        pretrained: what training began with, as TrainedSpec has it.
     """
     test = numbers["test"]
     counts = labels["split"].value_counts()
@@ -39,7 +43,7 @@ def model_card(
     size = spec.preprocessing.input_size
     many = "a probability of its own for each class" if spec.loss == "bce" else "probabilities that sum to 1"
     return f"""---
-{_front_matter(spec, test, licence)}---
+{_front_matter(spec, test, licence, pretrained)}---
 
 # {spec.arch}, {len(spec.classes)} classes
 
@@ -61,6 +65,8 @@ Classifier.load("FOLDER").predict(["photo.jpg"])
 `model.onnx` takes `images` (batch, 3, {size}, {size}) and gives `logits` (batch, {len(spec.classes)}): {many} after {"a sigmoid" if spec.loss == "bce" else "softmax"}.
 
 ## Data
+
+{_beginning(pretrained)}
 
 {counts.get("train", 0)} images to train on, {counts.get("valid", 0)} to validate, {counts.get("test", 0)} to test. Their SHA-256 are in breedline.json.
 
@@ -96,7 +102,17 @@ to the bit; of a photo of full size they skip the first, so that their probabili
 """
 
 
-def _front_matter(spec: BundleSpec, test: Mapping[str, float], licence: str) -> str:
+def _beginning(pretrained: str | None) -> str:
+    if pretrained is None:
+        return "Training began with random weights."
+    if pretrained in architectures():
+        licence = timm.get_pretrained_cfg(pretrained).license or "unknown"
+        return f"Training began with timm's weights {pretrained} (licence: {licence})."
+    return f"Training began with the weights of {_cell(pretrained)}, whose licence is to be asked there."
+
+
+def _front_matter(spec: BundleSpec, test: Mapping[str, float], licence: str, pretrained: str | None) -> str:
+    known = timm.get_pretrained_cfg(pretrained) if pretrained in architectures() else None
     results = [
         {
             "task": {"type": "image-classification"},
@@ -112,6 +128,7 @@ def _front_matter(spec: BundleSpec, test: Mapping[str, float], licence: str) -> 
             "library_name": "timm",
             "pipeline_tag": "image-classification",
             "license": licence,
+            **({"base_model": known.hf_hub_id} if known else {}),
             "tags": ["image-classification", "timm", "breedline"],
             "model-index": [{"name": spec.arch, "results": results}],
         },

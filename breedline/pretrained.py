@@ -19,7 +19,8 @@ class Pretrained(BaseModel):
     arch: str
     file: Literal["weights.safetensors", "weights.pth"] | None = None
     """The state dict in the same folder; None where training starts from random weights."""
-    url: str | None = None
+    source: str | None = None
+    """timm's name of the weights, tag included, or the URL of the file."""
     sha256: str | None = None
 
 

@@ -24,13 +24,15 @@ class TrainedSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["breedline-3"] = "breedline-3"
+    format: Literal["breedline-4"] = "breedline-4"
     arch: Architecture
     classes: list[str]
     """In the order of the model's outputs."""
     geometry: Geometry
     augment: Augment
     """The augmentation in training, which test-time augmentation repeats."""
+    pretrained: str | None
+    """What training began with: timm's name of the weights, or their URL; None for random ones."""
     loss: Literal["cross_entropy", "bce"]
     """Decides the activation: softmax over the classes, or a sigmoid per class."""
     data: dict[str, str]

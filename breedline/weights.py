@@ -45,11 +45,11 @@ def fetch_weights(params: Weights, arch: str, folder: Path) -> None:
             "weights.safetensors" if name_of(url).endswith(".safetensors") else "weights.pth"
         )
         shutil.copyfile(local, new / file)
-        write_note(Pretrained(arch=arch, file=file, url=redacted(name), sha256=sha256_of(new / file)), new)
+        write_note(Pretrained(arch=arch, file=file, source=redacted(name), sha256=sha256_of(new / file)), new)
 
 
 def _imagenet(arch: str) -> tuple[str, str | None, str]:
-    """Where the ImageNet weights of `arch` lie, what their SHA-256 begins with where that is known, and a name for that.
+    """Where the ImageNet weights of `arch` lie, what their SHA-256 begins with where that is known, and timm's name of them.
 
     A URL with a hash has the same tensors as timm's file on the Hub, which was made of it, but some under their older
     names; breedline.zoo loads either through timm, which renames them. Any revision of a file on the Hub is taken.
@@ -61,8 +61,8 @@ def _imagenet(arch: str) -> tuple[str, str | None, str]:
         )
     if full != arch:
         log.info("weights: %s stands for %s", arch, full)
-    if path := packaged_weights(full):  # named by its package, as the path is this machine's alone
-        return str(path), PACKAGED[full].sha256, PACKAGED[full].package
+    if path := packaged_weights(full):
+        return str(path), PACKAGED[full].sha256, full
     url = pretrained_url(full)
     pinned = PINNED.search(url)
-    return url, pinned["sha256"] if pinned else None, url
+    return url, pinned["sha256"] if pinned else None, full

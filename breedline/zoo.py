@@ -78,7 +78,7 @@ def load_pretrained(arch: str, n_classes: int, folder: Path) -> nn.Module | None
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = textwrap.shorten(lines[-1], 200, placeholder=" …")
         raise BreedlineError(
-            f"the weights {note.url} are not those of {arch} ({reason}): mend weights.source"
+            f"the weights {note.source} are not those of {arch} ({reason}): mend weights.source"
         ) from error
     model = create_model(arch, n_classes)
     fits = {name: value.shape for name, value in model.state_dict().items()}

@@ -84,7 +84,7 @@ def bundle(
         (folder / WEIGHTS).write_bytes(weights(model))
         write_json(config(model, spec), folder / CONFIG)
         (folder / ONNX).write_bytes(onnx_graph(model, geometry.size))
-        card = model_card(BundleSpec(**known, files={}), numbers, scores, table, params.license)
+        card = model_card(BundleSpec(**known, files={}), numbers, scores, table, params.license, spec.pretrained)
         (folder / CARD).write_text(card, "utf-8")
         seal(folder, **known)
         compare(model, folder / ONNX, Store(images, torch.device("cpu"), geometry.max_side), tested, geometry)

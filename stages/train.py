@@ -17,7 +17,7 @@ from breedline.interpolation import best, publish_best
 from breedline.items import Item, load_items
 from breedline.params import Train
 from breedline.pixels import Store
-from breedline.pretrained import NOTE
+from breedline.pretrained import NOTE, read_note
 from breedline.probe import Head, fit_head
 from breedline.shards import INDEX, PRESIZED_COLUMNS, ShardSet
 from breedline.tables import read_csv, write_json
@@ -71,6 +71,7 @@ def train(
         classes=classes,
         geometry=geometry,
         augment=params.augment,
+        pretrained=read_note(weights).source,
         loss=params.loss,
         data={name: sha256_of(path) for name, path in data.items()},
         code=sha256_of_code(Path(__file__)),

@@ -75,7 +75,7 @@ def training(
             torch.manual_seed(1)
             save_file(timm.create_model("test_resnet").state_dict(), weights / "weights.safetensors")
         file = "weights.safetensors" if pretrained else None
-        write_note(Pretrained(arch="test_resnet", file=file, url="somewhere"), weights)
+        write_note(Pretrained(arch="test_resnet", file=file, source="somewhere"), weights)
         fixed = {"arch": "test_resnet", "image_size": 32, "batch_size": 10, "freeze_epochs": "fit", "epochs": 1}
         params = defaults.train.model_copy(update={**fixed, "precision": "fp32", **settings})
         geometry = Geometry(40, 32, (0.5,) * 3, (0.25,) * 3)

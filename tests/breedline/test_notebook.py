@@ -176,6 +176,7 @@ def test_a_published_model_predicts_what_evaluate_predicts(
         classes=list(dls.vocab),
         geometry=geometry,
         augment=params.train.augment,
+        pretrained=None,
         loss="cross_entropy",
         data={},
         code="",

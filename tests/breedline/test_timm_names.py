@@ -29,7 +29,7 @@ def folder(state: dict[str, torch.Tensor]) -> Path:
     path = Path("weights")
     path.mkdir(exist_ok=True)
     torch.save(state, path / "weights.pth")
-    write_note(Pretrained(arch=ARCH, file="weights.pth", url="somewhere"), path)
+    write_note(Pretrained(arch=ARCH, file="weights.pth", source="somewhere"), path)
     return path
 
 

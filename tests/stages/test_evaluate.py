@@ -73,6 +73,7 @@ SPEC = TrainedSpec(
     classes=["a", "b", "c"],
     geometry=Geometry(40, 32, (0.5,) * 3, (0.5,) * 3),
     augment=PLAIN,
+    pretrained=None,
     loss="cross_entropy",
     data={},
     code="",
