@@ -4,22 +4,30 @@ Each raw volume gives one presized volume. The cache keeps presized volumes, eac
 hash of everything that decides their bytes. A volume of the same images as before is linked from the cache; for any other
 volume, images that the cache has are copied, and only the rest is decoded. Each volume goes to the cache as soon as it is
 finished, so a killed run loses only the one that it was working on.
+
+On a cluster (cluster.py) one task is one volume: the worker puts it into the cache, which all machines share, and returns
+how many of its images it took from there. Here the volume is then found in the cache.
 """
 
 import contextlib
 import hashlib
 import io
 import itertools
+import logging
 import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pandas as pd
 from filelock import FileLock
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, parallel_config
 
+from breedline.cluster import VARIABLE, cluster
 from breedline.errors import BreedlineError
 from breedline.files import cache_dir, link_or_copy, new_file
 from breedline.images import DECODER, MAX_PIXELS, VERSION, Presized, Undecodable, presize_image
@@ -27,10 +35,18 @@ from breedline.params import Presize
 from breedline.shards import INTEGERS, PRESIZED_COLUMNS, Volume, lies_within, read_at
 from breedline.tables import read_csv, write_csv
 
+log = logging.getLogger("breedline")
+
 PART_COLUMNS = [*PRESIZED_COLUMNS, "rejected"]
 """The table of a cached volume also lists the rejected images, with size 0 and the reason."""
 Row = dict[str, Any]
+TRIES = 3
+"""Times that a cluster may lose a worker before one more volume is made."""
+SEEN_BY_WORKERS = ["name", "offset", "size", "sha256"]
+"""The columns of the raw index that a volume is made of."""
 UNUSED_DAYS = 30
+SCRATCH_SECONDS = 86_400
+"""After so long what a worker was making was left by a killed one."""
 MAX_BYTES = 3 * MAX_PIXELS + 2**20
 """A larger file is rejected unread. MAX_PIXELS as uncompressed RGB take less, with up to a MiB of metadata."""
 
@@ -54,6 +70,36 @@ class Presizer:
         # runs in other working folders share the cache, and may write the same volume at the same time
         self._writing = FileLock(cache_dir("locks") / "presize.lock")
         self._known: pd.DataFrame | None = None
+
+    def volumes(
+        self, raw: Path, wanted: pd.DataFrame, folder: Path, advance: Callable[[int], None]
+    ) -> Iterator[PresizedVolume]:
+        """Presize the images that `wanted` lists, a part of the index of `raw`, into volumes of the same names in `folder`.
+
+        Raises:
+            BreedlineError: there is a cluster, and it does not answer, or makes other bytes.
+        """
+        parts = [(str(shard), rows[SEEN_BY_WORKERS]) for shard, rows in wanted.groupby("shard", sort=True)]
+        tries = 0
+        while parts:
+            done = 0
+            with cluster() as lost:
+                tasks = (
+                    delayed(_in_the_cache)(raw.resolve() / shard, rows, self.cache, self.params)
+                    for shard, rows in parts
+                )
+                there = Parallel(n_jobs=-1, return_as="generator")(tasks) if lost else [None] * len(parts)
+                try:
+                    for (shard, rows), cached in zip(parts, there, strict=True):
+                        made = self.volume(raw / shard, rows, folder / shard, advance)
+                        done += 1
+                        yield made if cached is None else made._replace(cached=cached)
+                except lost as error:
+                    tries = 0 if done else tries + 1
+                    if tries == TRIES:
+                        raise
+                    log.warning("presize: the cluster lost a worker (%s): what it was making is made again", error)
+            parts = parts[done:]
 
     def volume(self, raw: Path, rows: pd.DataFrame, target: Path, advance: Callable[[int], None]) -> PresizedVolume:
         """Presize those images of the volume `raw` that `rows` lists (name, offset, size, sha256) into `target`."""
@@ -85,6 +131,9 @@ class Presizer:
                     whole = file in (volume, part) and volume.is_file() and part.is_file()
                     if not whole or part.stat().st_mtime < oldest:
                         file.unlink()
+        for scratch in cache_dir("scratch").iterdir():
+            if scratch.stat().st_mtime < time.time() - SCRATCH_SECONDS:
+                shutil.rmtree(scratch, ignore_errors=True)
 
     def _make(self, raw: Path, rows: pd.DataFrame, target: Path, advance: Callable[[int], None]) -> PresizedVolume:
         if self._known is None:
@@ -110,6 +159,24 @@ class Presizer:
         parts = sorted(self.cache.glob("*.csv"))
         tables = [table for part in parts if (table := _read_part(part.with_suffix(".tar"), part)) is not None]
         return pd.concat([pd.DataFrame(columns=PART_COLUMNS), *tables]).drop_duplicates("origin")
+
+
+def _in_the_cache(raw: Path, rows: pd.DataFrame, shared: Path, params: Presize) -> int:
+    """Put the presized volume of `rows` into the cache, in a worker of a cluster; how many images were there already."""
+    presizer = _presizer(params)
+    if presizer.cache != shared:
+        raise BreedlineError(
+            f"a worker of {VARIABLE} keeps in {presizer.cache} what belongs into {shared}: give all machines the same "
+            "environment and the same BREEDLINE_CACHE"
+        )
+    with parallel_config(backend="sequential"), TemporaryDirectory(dir=cache_dir("scratch")) as scratch:
+        return presizer.volume(raw, rows, Path(scratch) / raw.name, lambda pieces: None).cached
+
+
+@cache
+def _presizer(params: Presize) -> Presizer:
+    """One for all volumes of a worker, since it reads the tables of the whole cache."""
+    return Presizer(params, 1)
 
 
 def _table_for(rows: pd.DataFrame, volume: Path, part: Path) -> pd.DataFrame | None:

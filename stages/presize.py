@@ -46,10 +46,7 @@ def presize(params: Presize, raw: Path, labels: Path, *, presized: Path, workers
     with new_folder(presized) as folder, progress("presize", len(wanted)) as advance, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of oddities in files that it goes on to read
         _warn_of_loss(images, wanted, params)
-        volumes = [
-            presizer.volume(raw / str(shard), rows, folder / str(shard), advance)
-            for shard, rows in wanted.groupby("shard", sort=True)
-        ]
+        volumes = list(presizer.volumes(raw, wanted, folder, advance))
         table = pd.concat([volume.table for volume in volumes])
         rejected = table["rejected"] != ""
         if rejected.all():
