@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from filelock import FileLock
 from joblib import Parallel, delayed, parallel_config
+from joblib.parallel import get_active_backend
 
 from breedline.cluster import VARIABLE, cluster
 from breedline.errors import BreedlineError
@@ -88,8 +89,10 @@ class Presizer:
                     delayed(_in_the_cache)(raw.resolve() / shard, rows, self.cache, self.params)
                     for shard, rows in parts
                 )
-                there = Parallel(n_jobs=-1, return_as="generator")(tasks) if lost else [None] * len(parts)
+                # Ray's engine gives all results at the end, or none
+                how = "generator" if get_active_backend()[0].supports_return_generator else "list"
                 try:
+                    there = Parallel(n_jobs=-1, return_as=how)(tasks) if lost else [None] * len(parts)
                     for (shard, rows), cached in zip(parts, there, strict=True):
                         made = self.volume(raw / shard, rows, folder / shard, advance)
                         done += 1
