@@ -17,6 +17,7 @@ from fasttransform import Pipeline, compose_tfms
 
 from breedline.params import Augment
 from breedline.pixels import Pixels
+from breedline.ranks import part
 from breedline.views import Geometry, Windows, look_up
 
 TRAINING = 0
@@ -55,15 +56,21 @@ class Transforms:
         views = TensorImage(self.views(pixels, device))
         return Pipeline([self.normalize], split_idx=TRAINING)(views).as_subclass(torch.Tensor)
 
-    def views(self, pixels: Pixels, device: torch.device) -> torch.Tensor:
-        """Random views of a batch: (images, 3, size, size), float32 in 0 to 1, in channels_last memory format."""
-        count = len(pixels.start)
+    def views(self, pixels: Pixels, device: torch.device, whole: int | None = None) -> torch.Tensor:
+        """Random views of a batch: (images, 3, size, size), float32 in 0 to 1, in channels_last memory format.
+
+        Args:
+            whole: if `pixels` are the part that this process has of a batch of so many images; numbers are drawn for all.
+        """
+        count, own = (len(pixels.start), slice(None)) if whole is None else (whole, part())
         # fastai's classes of tensors dispatch each operation in Python, which takes longer than a GPU needs for a batch
         with torch._C.DisableTorchFunctionSubclass():
-            windows = Windows(*self._crops(count), self._maps(count))
+            windows = Windows(*(drawn[own] for drawn in (*self._crops(count), self._maps(count))))
             views = look_up(pixels, windows, self.geometry, device)
             for lighting in self.lighting:  # one, of brightness and contrast, or none
-                lighting.before_call(views, TRAINING)
+                lighting.before_call(views[:1].expand(count, -1, -1, -1), TRAINING)
+                for change in lighting.fs:
+                    change.change = change.change[own]
                 views = lighting.space_fn(views, partial(compose_tfms, tfms=lighting.fs))
         return views
 

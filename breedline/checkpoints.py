@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock
 
 from breedline.files import cache_dir, new_file, sha256_of
+from breedline.ranks import rank
 
 log = logging.getLogger("breedline")
 
@@ -57,7 +58,9 @@ class Checkpoints:
         return self._read(path) if path.is_file() else None
 
     def keep(self, name: str, value: Any) -> None:
-        """Store tensors and plain values, to be removed with the other checkpoints."""
+        """Store tensors and plain values, to be removed with the other checkpoints; of several processes, rank 0 does."""
+        if rank() > 0:
+            return
         path = self.folder / f"{name}.pt"
         # a run in another folder may have the same inputs, and so the same checkpoints
         with FileLock(self.folder / ".lock"), new_file(path) as temporary:

@@ -14,6 +14,7 @@ from breedline.files import sha256_of
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("breedline", "stages")
 EXEMPT = {
+    "breedline.cluster": "says where work is done, which decides no byte",
     "breedline.code": "names the files that count",
     "breedline.edge": "starts a stage as a process and tells its errors",
     "breedline.errors": "says how errors are told",
@@ -21,6 +22,7 @@ EXEMPT = {
     "breedline.params": "checks the settings; their values reach DVC by `params:`, and no default stands there",
     "breedline.parents": "ends a stage with the process that started it",
     "breedline.progress": "tells people how far a stage is",
+    "breedline.ranks": "says which of several processes this is, which decides no number",
 }
 """Modules that no stage depends on, each with the reason why a change of it changes no output."""
 

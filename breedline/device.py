@@ -1,6 +1,7 @@
 """The device that computes, and what its results depend on: precision, seeds, kernels."""
 
 import logging
+import os
 import random
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from breedline.ranks import world
+
 log = logging.getLogger("breedline")
 
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
@@ -16,8 +19,10 @@ BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def pick_device() -> torch.device:
-    """The current CUDA device if there is one, else Apple's MPS, else the CPU."""
+    """The current CUDA device if there is one (of several processes, each has its own), else Apple's MPS, else the CPU."""
     if torch.cuda.is_available():
+        if world() > 1:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +28,7 @@ from breedline.files import cache_dir, fingerprint
 from breedline.params import load_params
 from breedline.parents import end, end_with_dvc
 from breedline.progress import console
+from breedline.ranks import rank
 
 PARAMS = Path("params.yaml")
 ENVIRONMENT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
@@ -41,13 +43,13 @@ def run(stage: Callable[..., None]) -> NoReturn:
     if console.is_terminal:
         handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("breedline").setLevel(logging.INFO)
+    logging.getLogger("breedline").setLevel(logging.INFO if rank() == 0 else logging.WARNING)
     signal.signal(signal.SIGTERM, end)
     end_with_dvc()
     arguments = vars(_parser(stage).parse_args())
     name = stage.__name__
     try:
-        with _only_one(name):
+        with _only_one(name) if rank() == 0 else nullcontext():
             params = getattr(load_params(PARAMS), name)
             read = _read_by(stage, arguments)
             before = _state(name, read)

@@ -20,11 +20,12 @@ from breedline.augment import Transforms
 from breedline.device import described, set_seed
 from breedline.errors import BreedlineError
 from breedline.history import History
-from breedline.learner import FrozenStatistics, InParts, create_learner
+from breedline.learner import FrozenStatistics, InParts, Together, create_learner
 from breedline.loader import PixelsDL, data_block
 from breedline.pictures import batch_picture, finder_picture, loss_picture, schedule_picture
 from breedline.probe import Head
 from breedline.progress import progress
+from breedline.ranks import world
 from breedline.resume import Resume
 from breedline.training import AUTO_BASE_LR, AUTO_BASE_LR_FROM_SCRATCH, Training
 
@@ -63,6 +64,8 @@ def fine_tune(training: Training, part: int, head: Head | None) -> FineTuned:
     )
     if pretrained and params.freeze_statistics:
         learn.add_cb(FrozenStatistics())
+    if world() > 1:
+        learn.add_cb(Together())
     if part < training.batch_size:
         learn.add_cb(InParts(training.batch_size))
     if params.compile != "none":

@@ -14,8 +14,11 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import find_bs
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from breedline.device import autocast
+from breedline.ranks import world
+from breedline.together import mean, unwrapped
 from breedline.zoo import layer_groups
 
 ADAM = partial(torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, fused=True)
@@ -30,6 +33,10 @@ class DeviceLoss(AvgLoss):
         self.total += learn.loss.detach().mean() * images
         self.count += images
 
+    @property
+    def value(self) -> torch.Tensor | float | None:
+        return mean(self.total, self.count)
+
 
 class DeviceSmoothLoss(AvgSmoothLoss):
     """fastai's moving average of the loss, kept on the device."""
@@ -38,6 +45,9 @@ class DeviceSmoothLoss(AvgSmoothLoss):
 
     def accumulate(self, learn: Learner) -> None:
         loss = learn.loss.detach().mean()
+        if world() > 1:
+            images = find_bs(learn.yb)
+            loss = torch.as_tensor(mean(loss * images, images))
         self.count += 1
         self.val = torch.lerp(loss, self.val.to(loss.device, non_blocking=True), self.beta)
 
@@ -49,6 +59,10 @@ class DeviceMetric(AvgMetric):
         images = find_bs(learn.yb)
         self.total += self.func(learn.pred, *learn.yb) * images
         self.count += images
+
+    @property
+    def value(self) -> torch.Tensor | float | None:
+        return mean(self.total, self.count)
 
 
 class CpuMixedPrecision(Callback):
@@ -77,6 +91,20 @@ class FrozenStatistics(Callback):
         for layer in self.model.modules():
             if isinstance(layer, _BatchNorm):
                 layer.eval()
+
+
+class Together(Callback):
+    """Averages the gradients of all processes that train together, as if each batch had not been divided among them."""
+
+    def before_fit(self) -> None:
+        self.learn.model = DistributedDataParallel(self.model)
+
+    def after_loss(self) -> None:
+        if self.training:  # a process may have an image more than another, but all images count the same
+            self.learn.loss_grad = self.loss_grad * (find_bs(self.yb) * world() / self.dls.train.bs)
+
+    def after_fit(self) -> None:
+        self.learn.model = unwrapped(self.model)
 
 
 class InParts(GradientAccumulation):

@@ -1,7 +1,6 @@
 """The DataBlock, and its data loader, which shows random views of the decoded images of a Store, or their central squares."""
 
 from collections.abc import Iterable, Iterator
-from itertools import tee
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from PIL import Image
 from breedline.augment import TRAINING, Transforms
 from breedline.items import Item, Photo, photo
 from breedline.pixels import Store, to_device
+from breedline.ranks import part
 from breedline.shards import ShardSet
 
 
@@ -70,17 +70,31 @@ class PixelsDL(TfmdDL):
         return super().new(dataset, cls, **{"store": self.store, "transforms": self.transforms, **kwargs})
 
     def create_batches(self, samps: Iterable[int]) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Views and class indices, on the device."""
-        chunks, again = tee(self.chunkify(samps))
-        items = self.dataset.items
-        wanted = ([self._own(items[row]) for row in chunk] for chunk in chunks)
-        for chunk, views in zip(again, self._views(wanted), strict=True):
-            yield TensorImage(views), *(to_device(column[chunk], self.device) for column in self._columns())
+        """Views and class indices, on the device.
 
-    def _views(self, chunks: Iterable[list[Item | Photo]]) -> Iterator[torch.Tensor]:
-        """Random views to train on, or else the central squares; (images, 3, size, size) in 0 to 1."""
+        Of several processes that train together (together.py), each has a part of every batch, or validates some of them.
+        """
+        chunks = list(self.chunkify(samps))
         if self.dataset.split_idx == TRAINING:
-            return (self.transforms.views(pixels, self.device) for pixels in self.store.batches(chunks))
+            rows = [chunk[part()] for chunk in chunks]
+            views = self._random_views(self._items(rows), map(len, chunks))
+        else:
+            rows = chunks[part()]
+            views = self._squares(self._items(rows))
+        for own, seen in zip(rows, views, strict=True):
+            yield TensorImage(seen), *(to_device(column[own], self.device) for column in self._columns())
+
+    def _items(self, chunks: list[list[int]]) -> Iterator[list[Item | Photo]]:
+        items = self.dataset.items
+        return ([self._own(items[row]) for row in chunk] for chunk in chunks)
+
+    def _random_views(self, chunks: Iterable[list[Item | Photo]], whole: Iterable[int]) -> Iterator[torch.Tensor]:
+        """(images, 3, size, size) in 0 to 1; `whole` are the numbers of images in the batches of which the chunks are parts."""
+        for pixels, count in zip(self.store.batches(chunks), whole, strict=True):
+            yield self.transforms.views(pixels, self.device, count)
+
+    def _squares(self, chunks: Iterable[list[Item | Photo]]) -> Iterator[torch.Tensor]:
+        """The central squares; (images, 3, size, size) in 0 to 1."""
         squares = self.store.squares(chunks, self.transforms.geometry.size)
         return (batch.permute(0, 3, 1, 2).float() / 255 for batch in squares)
 

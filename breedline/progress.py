@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from breedline.ranks import rank
+
 log = logging.getLogger("breedline")
 SECONDS_BETWEEN_LINES = 10.0
 console = Console(stderr=True)
@@ -24,7 +26,7 @@ def progress(what: str, total: int | None, *, in_bytes: bool = False) -> Iterato
     """
     count = DownloadColumn() if in_bytes else MofNCompleteColumn()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), count, TimeRemainingColumn())
-    if console.is_terminal:
+    if console.is_terminal and rank() == 0:
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(what, total=total)
             yield lambda pieces: bar.advance(task, pieces)

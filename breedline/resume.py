@@ -11,6 +11,7 @@ from fastai.learner import Learner
 
 from breedline.checkpoints import Checkpoints
 from breedline.history import History
+from breedline.together import unwrapped
 
 
 class Resume(Callback):
@@ -69,7 +70,7 @@ def _state(learn: Learner) -> dict[str, Any]:
     average = learn.recorder.smooth_loss
     name, words, *rest = np.random.get_state(legacy=True)
     return {
-        "model": learn.model.state_dict(),
+        "model": unwrapped(learn.model).state_dict(),
         "optimizer": learn.opt.state_dict()["state"],
         "average": {"val": average.val.as_subclass(torch.Tensor), "count": average.count},
         "rng": {
@@ -92,7 +93,7 @@ def _copy(value: Any) -> Any:
 
 
 def _restore(learn: Learner, state: dict[str, Any]) -> None:
-    learn.model.load_state_dict(state["model"])
+    unwrapped(learn.model).load_state_dict(state["model"])
     learn.opt.load_state_dict({**learn.opt.state_dict(), "state": state["optimizer"]})
     vars(learn.recorder.smooth_loss).update(state["average"])
     rng = state["rng"]

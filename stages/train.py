@@ -2,7 +2,10 @@
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,8 +22,10 @@ from breedline.params import Train
 from breedline.pixels import Store
 from breedline.pretrained import NOTE, read_note
 from breedline.probe import Head, fit_head
+from breedline.ranks import rank
 from breedline.shards import INDEX, PRESIZED_COLUMNS, ShardSet
 from breedline.tables import read_csv, write_json
+from breedline.together import one_process_for_each_gpu, together, wait
 from breedline.trained import TrainedSpec, save_trained
 from breedline.training import Training
 from breedline.views import Geometry, max_side
@@ -78,17 +83,39 @@ def train(
     )
     computed_on = machine(device, precision)
     checkpoints = Checkpoints({"params": params.model_dump(), "spec": spec.model_dump(), "machine": computed_on})
-    shutil.rmtree(report, ignore_errors=True)  # not by `new_folder`: it can be watched while the training runs
-    report.mkdir(parents=True)
-    training = Training(params, classes, items, geometry, weights, store, precision, checkpoints, report)
-
-    head = training.until_it_fits(fit_head) if params.freeze_epochs == "fit" else None
-    model, numbers = training.until_it_fits(_train_all, head)
+    with together(device), _report(report) as own_report:
+        training = Training(params, classes, items, geometry, weights, store, precision, checkpoints, own_report)
+        head = _head(training) if params.freeze_epochs == "fit" else None
+        model, numbers = training.until_it_fits(_train_all, head)
+    if rank() > 0:
+        return
     write_json({**numbers, "batch_size": training.batch_size, "machine": computed_on}, metrics)
     save_trained(trained, model, spec)
     if device.type == "cuda":
         log.info("train: at most %.1f GB of the GPU's memory", torch.cuda.max_memory_allocated() / 1e9)
     checkpoints.clear()
+
+
+@contextmanager
+def _report(folder: Path) -> Iterator[Path]:
+    """The folder for the report, emptied; for other processes than the first, one that is thrown away."""
+    if rank() > 0:
+        with TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # not by `new_folder`: it can be watched while the training runs
+    folder.mkdir(parents=True)
+    yield folder
+
+
+def _head(training: Training) -> Head | None:
+    """The fitted head; other processes than the first find it in its checkpoint."""
+    if rank() > 0:
+        wait()
+    head = training.until_it_fits(fit_head)
+    if rank() == 0:
+        wait()
+    return head
 
 
 def _train_all(training: Training, part: int, head: Head | None) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -104,7 +131,7 @@ def _train_all(training: Training, part: int, head: Head | None) -> tuple[torch.
     tuned = fine_tune(training, part, head)
     last = {name: value for name, value in tuned.history.epochs[-1].items() if name != "learning_rate"}
     numbers = {**last, "epochs": len(tuned.history.epochs), "base_lr": tuned.base_lr, "lr_find": tuned.lr_find}
-    if head is None:
+    if head is None or rank() > 0:
         return tuned.model, numbers
     scores = publish_best(training, part, tuned.model, start.state_dict())
     share = best(scores)
@@ -127,4 +154,5 @@ def _check(items: list[Item], classes: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    one_process_for_each_gpu("stages.train")
     run(train)
