@@ -13,7 +13,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # `dvc` runs each stage's `python`: the one of this environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock bench-presize bench-seeds bench-orchestration bench-cpu bench-gpu bench-accuracy bench-startup bench-predict clean
+.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock presize-cluster-demo bench-presize bench-seeds bench-orchestration bench-cpu bench-gpu bench-accuracy bench-startup bench-predict clean
 
 repro: $(READY)
 	dvc repro
@@ -69,6 +69,10 @@ lock: $(BIN)/uv
 	uv pip compile pyproject.toml --extra build --constraint requirements.txt $(EXACTLY) -o requirements-predict.txt
 	$(MAKE) $(READY)
 	python -c "from breedline.zoo import known_architectures as known; print('name,weights,url', *map(','.join, known()), sep='\n')" > breedline/architectures.csv
+
+# A Dask scheduler and its workers on this machine, some of which are killed.
+presize-cluster-demo: $(READY)
+	python -m benchmarks.cluster $(if $(SOURCE),--source $(SOURCE))
 
 bench-presize: $(READY)
 	python -m benchmarks.presize
