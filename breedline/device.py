@@ -22,7 +22,7 @@ def pick_device() -> torch.device:
     """The current CUDA device if there is one (of several processes, each has its own), else Apple's MPS, else the CPU."""
     if torch.cuda.is_available():
         if world() > 1:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 

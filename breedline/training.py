@@ -17,6 +17,7 @@ from breedline.items import Item
 from breedline.losses import Loss, loss_function
 from breedline.params import Train
 from breedline.pixels import Store
+from breedline.ranks import world
 from breedline.views import Geometry
 from breedline.zoo import create_model, load_pretrained
 
@@ -95,13 +96,19 @@ class Training:
         """Call `phase` with the batch size; after each out-of-memory error, with half of it.
 
         Raises:
-            BreedlineError: not even two images fit, the least that batch normalisation can train on.
+            BreedlineError: not even two images fit, the least that batch normalisation can train on; or there are other
+                processes, which would go on with whole batches.
         """
         part: int = self.checkpoints.kept("part") or self.batch_size
         while True:
             try:
                 return phase(self, part, *args, **kwargs)
             except torch.OutOfMemoryError:
+                if world() > 1:
+                    raise BreedlineError(
+                        f"the memory of {described(self.device)} is too small for its part of {self.batch_size} images: "
+                        "choose a smaller train.batch_size or train.image_size"
+                    ) from None
                 if part <= 2:
                     raise BreedlineError(
                         f"the memory of {described(self.device)} is too small for two images at a time: "

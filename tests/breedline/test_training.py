@@ -97,3 +97,16 @@ def test_too_little_memory_for_two_images_is_one_line(training: Make) -> None:
     with pytest.raises(BreedlineError, match=r"memory of the CPU.* is too small for two images.*train.image_size"):
         training().until_it_fits(phase)
     assert tried == [10, 5, 3, 2]
+
+
+def test_a_process_that_trains_with_others_does_not_halve_its_batches(
+    training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def phase(training: Training, part: int) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        BreedlineError, match=r"too small for its part of 10 images: choose a smaller train\.batch_size"
+    ):
+        training().until_it_fits(phase)
