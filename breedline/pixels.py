@@ -75,6 +75,7 @@ class Store:
         self._rows: dict[tuple[str, int], int] = {}
         self._squares = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
         self._square_rows: dict[tuple[str, int], int] = {}
+        self._files: dict[tuple[str, int], bytes] = {}
 
     def keep(self, items: Sequence[Item], where: str, squares: Sequence[Item] = (), size: int = 0) -> None:
         """Decode images now and keep them in place `where`, as `train.keep_images` has it.
@@ -92,6 +93,8 @@ class Store:
         place, why = choose(where, taken / 1e9, self.device)
         log.info("train: %d images, %s when decoded: %s", len(items) + len(squares), decimal(taken), why)
         if place == "disk":
+            if where == "auto":
+                self._keep_files([*items, *squares])
             return
         device = self.device if place == "gpu" else torch.device("cpu")
         # pinned, so that copies to the GPU need not be waited for
@@ -108,6 +111,13 @@ class Store:
                 advance(len(few))
         self._kept, self._rows = Pixels(values, *places), _rows(items)
         self._squares, self._square_rows = kept_squares, _rows(squares)
+
+    def _keep_files(self, items: Sequence[Item]) -> None:
+        """Keep the JPEGs, a tenth of their pixels, if they fit: no epoch then waits for a disk, or for one on the network."""
+        size = sum(item.size for item in items)
+        if size <= HEADROOM * _free_memory():
+            log.info("train: their JPEGs, %s, are kept in memory", decimal(size))
+            self._files = {(item.shard, item.offset): self._bytes(item) for item in items}
 
     def batches(self, chunks: Iterable[Sequence[Item | Photo]]) -> Iterator[Pixels]:
         """The pixels of each chunk of images, on the device; AHEAD chunks are fetched at once, or while one is in use."""
@@ -157,7 +167,10 @@ class Store:
         return Pixels(values, start, height, width)
 
     def _bytes(self, item: Item | Photo) -> bytes:
-        return item.data if isinstance(item, Photo) else self.images.read(item.shard, item.offset, item.size)
+        if isinstance(item, Photo):
+            return item.data
+        kept = self._files.get((item.shard, item.offset))
+        return self.images.read(item.shard, item.offset, item.size) if kept is None else kept
 
     def _places(self, items: Sequence[Item | Photo]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`start`, `height` and `width` of the items when they lie end to end."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.filesize import decimal
 
 import breedline.pixels
 from breedline.errors import BreedlineError
@@ -71,6 +72,25 @@ def test_kept_squares_are_those_of_the_files_and_decoded_once(
     assert torch.equal(kept, anew)
     assert torch.equal(not_kept[[3, 1, 2]], anew)
     assert other_size.shape == (3, 8, 8, 3)
+
+
+def test_what_is_decoded_anew_is_read_once_if_it_fits(
+    presized: Presized, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "breedline")
+    shards, items = presized([(20, 30), (31, 17), (8, 8)])
+    size = sum(item.size for item in items)
+    monkeypatch.setattr(breedline.pixels, "_free_memory", lambda: 2 * size)
+    store = Store(shards, CPU, 64)
+    store.keep(items[:2], "auto", squares=items[2:], size=8)
+    assert caplog.messages[0].endswith("of which images may take half)")
+    assert caplog.messages[1] == f"train: their JPEGs, {decimal(size)}, are kept in memory"
+    monkeypatch.setattr(ShardSet, "read", lambda *_: pytest.fail("read again"))
+    assert [image.shape[:2] for batch in store.batches([items]) for image in images(batch)] == [
+        (30, 20),
+        (17, 31),
+        (8, 8),
+    ]
 
 
 def test_larger_images_are_reduced(presized: Presized) -> None:
