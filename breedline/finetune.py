@@ -51,9 +51,12 @@ def fine_tune(training: Training, part: int, head: Head | None) -> FineTuned:
         head: the fitted head to start from; None to train a random one first.
 
     Raises:
-        BreedlineError: no compiler for `train.compile`, or weights that do not fit the architecture.
+        BreedlineError: no compiler for `train.compile`, weights that do not fit the architecture, or more processes that
+            train together than images in a batch.
     """
     params, device = training.params, training.device
+    if part < world():
+        raise BreedlineError(f"{world()} processes share batches of {part} images: raise train.batch_size")
     model, pretrained = training.model()
     if head:
         head.put_on(model)

@@ -8,7 +8,8 @@ from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 
 from breedline.augment import Transforms
-from breedline.finetune import run_phases
+from breedline.errors import BreedlineError
+from breedline.finetune import fine_tune, run_phases
 from breedline.learner import create_learner
 from breedline.loader import PixelsDL, data_block
 from breedline.training import Training
@@ -57,3 +58,9 @@ def test_the_first_layers_learn_more_slowly_by_the_ratio(training: Make, lr_rati
     rates = [hyper["lr"] for hyper in learn.opt.hypers]
     assert rates[-1] / rates[0] == pytest.approx(lr_ratio)
     assert rates == sorted(rates)
+
+
+def test_each_process_needs_an_image_of_a_batch(training: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "11")
+    with pytest.raises(BreedlineError, match=r"11 processes share batches of 10 images: raise train\.batch_size"):
+        fine_tune(training(), 10, None)
