@@ -28,7 +28,7 @@ def main(folder: str, paths: list[str]) -> None:
         logits = {"timm": model(inputs)}
 
     session = onnxruntime.InferenceSession(f"{folder}/model.onnx")
-    logits["onnxruntime"] = torch.from_numpy(session.run(None, {"images": inputs.numpy()})[0])
+    logits["onnxruntime"] = torch.from_numpy(session.run(["logits"], {"images": inputs.numpy()})[0])
 
     several = "problem_type" in config  # each class has a probability of its own
     found = {
