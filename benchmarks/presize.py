@@ -8,7 +8,6 @@ presize the shorter one. Exits with 1 if a goal is missed.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
@@ -18,10 +17,9 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psutil
-
 from benchmarks.goals import goal
 from benchmarks.photos import IMAGES, archive_of, photos
+from benchmarks.workspace import cost_of, environment
 from breedline.params import Params, Presize, load_params
 from breedline.shards import ShardSet
 from breedline.tables import write_csv
@@ -90,20 +88,10 @@ def _run(stage: str, folder: Path) -> float:
         "download": ["--raw=raw"],
         "presize": ["--raw=raw", "--labels=labels.csv", "--presized=presized", f"--workers={WORKERS}"],
     }
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "BREEDLINE_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", f"stages.{stage}", *options[stage]]
-    peak = 0
-    with (folder / "log").open("w+b") as log, psutil.Popen(command, cwd=folder, env=environment, stderr=log) as process:
-        while process.poll() is None:
-            with contextlib.suppress(psutil.NoSuchProcess):  # it ends when it likes
-                tree = [process, *process.children(recursive=True)]
-                peak = max(peak, sum(each.memory_info().rss for each in tree))
-            time.sleep(0.02)
-    if process.returncode:
-        sys.exit((folder / "log").read_text())
+    peak = cost_of([sys.executable, "-m", f"stages.{stage}", *options[stage]], folder, environment(folder)).megabytes
     if stage == "download":
         write_csv(ShardSet(folder / "raw").index[["name", "sha256"]], folder / "labels.csv")
-    return peak / 1e6
+    return peak
 
 
 def _race(archive: Path, whole: Path, grown: Path, folder: Path) -> tuple[float, ...]:
