@@ -13,7 +13,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # `dvc` runs each stage's `python`: the one of this environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock presize-cluster-demo bench-presize bench-seeds bench-orchestration bench-cpu bench-gpu bench-accuracy bench-startup bench-predict clean
+.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock presize-cluster-demo bench-presize bench-seeds bench-orchestration bench-cpu bench-gpu bench-accuracy bench-startup bench-predict bench-scale clean
 
 repro: $(READY)
 	dvc repro
@@ -103,6 +103,10 @@ bench-startup: $(READY)
 # The model in models/ on photos of SOURCE; beside fastai on the images that it was trained on.
 bench-predict: $(READY)
 	python -m benchmarks.predict $(if $(SOURCE),--source $(SOURCE)) --fastai data/presized data/labels.csv params.yaml
+
+# IMAGES=the sizes, SOURCE=an archive of photos.
+bench-scale: $(READY)
+	python -m benchmarks.scale $(if $(SOURCE),--source $(SOURCE)) $(if $(IMAGES),--images $(IMAGES))
 
 clean:
 	rm -rf $(VENV)

@@ -2,7 +2,7 @@
 
 import io
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +55,15 @@ def _of(archive: Path, settings: Download) -> Iterator[bytes]:
             yield content
 
 
-def archive_of(path: Path, pictures: list[bytes], numbers: Iterable[int]) -> Path:
+def archive_of(
+    path: Path, pictures: list[bytes], numbers: Iterable[int], name: Callable[[int], str] = "{:05d}.jpg".format
+) -> Path:
     """Pack one photo for each number, with the number as a comment behind the JPEG's first marker."""
     with tarfile.open(path, "w") as tar:
         for number in numbers:
             photo, comment = pictures[number % len(pictures)], b"\xff\xfe\x00\x0a%08d" % number
             content = photo[:2] + comment + photo[2:]
-            info = tarfile.TarInfo(f"{number:05d}.jpg")
+            info = tarfile.TarInfo(name(number))
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return path
