@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import distributed
 import joblib
 import numpy as np
 import pandas as pd
@@ -70,7 +71,10 @@ def dask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         found = json.loads(address.read_text())["address"]
         monkeypatch.setenv("BREEDLINE_BACKEND", found.replace("tcp://", "dask://"))
         options = (found, "--host=127.0.0.1", "--nthreads=1", "--memory-limit=0")
-        return [run("worker", *options, **environment) for _ in range(workers)]
+        started_workers = [run("worker", *options, **environment) for _ in range(workers)]
+        with distributed.Client(found) as client:  # with one thread in all, joblib would work here
+            client.wait_for_workers(workers, timeout=120)
+        return started_workers
 
     yield start
     for process in reversed(started):
@@ -114,7 +118,7 @@ def test_workers_that_are_killed_cost_no_byte(here: dict[str, str], dask: Start,
         killed = 0
         cached = tmp_path / "cache" / "presize"
         while run.poll() is None:
-            if len(list(cached.glob("*/*.csv"))) > 2 * killed and killed < 3:
+            if len(list(cached.glob("*/*.csv"))) > 2 * killed and killed < 2:
                 for worker in workers[killed % 2].children():  # a nanny starts it anew
                     worker.send_signal(signal.SIGKILL)
                 killed += 1
