@@ -221,7 +221,10 @@ def _image(raw: Path, row: Row, cache: Path, known: Row | None, params: Presize)
 def _from_cache(cache: Path, row: Row) -> Presized | str | None:
     if row["rejected"]:
         return str(row["rejected"])
-    data = read_at(cache / row["shard"], row["offset"], row["size"])
+    try:
+        data = read_at(cache / row["shard"], row["offset"], row["size"])
+    except FileNotFoundError:  # a cache may be deleted at any time
+        return None
     if hashlib.sha256(data).hexdigest() != row["sha256"]:
         return None  # damaged: make it again
     return Presized(data, row["height"], row["width"], row["made"])

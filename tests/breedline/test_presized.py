@@ -1,5 +1,6 @@
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -353,6 +354,16 @@ def test_pruning_tolerates_that_another_run_removes_a_file_first(
     gone = tmp_path / "cache" / "presize" / "setting" / ".x.tar.7.partial"
     monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([gone]))
     Presizer(PARAMS, 1).prune()
+
+
+def test_a_cache_that_is_deleted_meanwhile_is_made_anew(tmp_path: Path, raw: Callable[..., Volume]) -> None:
+    presizer = Presizer(PARAMS, 1)
+    presizer.volume(*raw(NEW, "00"), tmp_path / "one.tar", lambda count: None)
+    again = Presizer(PARAMS, 1)
+    again.volume(*raw(FILES, "01"), tmp_path / "two.tar", lambda count: None)  # it knows what is cached
+    shutil.rmtree(tmp_path / "cache")
+    table = again.volume(*raw(FILES | NEW, "02"), tmp_path / "all.tar", lambda count: None).table
+    assert len(table) == len(FILES | NEW)
 
 
 def test_what_stops_the_writing_stops_the_workers(
