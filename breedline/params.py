@@ -240,12 +240,24 @@ class Bundle(_Section):
 
 
 class Gate(_Section):
-    """When a scheduled run may publish what it has trained."""
+    """When a scheduled run may publish what it has trained: docs/gate.md."""
 
-    metric: str
-    """Key in one of the metrics files; more of it is better."""
-    tolerance: float = Field(ge=0)
-    """The challenger may be this much worse than the champion, the value in the branch's last commit."""
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1"]
+    """Of the test images, which the champion and the challenger both answer."""
+    margin: float = Field(gt=0, lt=1)
+    """A challenger is promoted once a loss of this much is excluded."""
+    alpha: float = Field(gt=0, lt=0.5)
+    """How often a test set may promote what is worse by the margin, and how often hold what is equal, over all looks at it."""
+    undecided: Literal["hold", "promote"]
+    """What happens to a challenger that the test images prove neither good enough nor worse."""
+    class_images: Positive
+    """Classes with at least as many test images may not lose recall."""
+    max_calibration_rise: float = Field(gt=0, le=1)
+    """The calibration error may be this much above the champion's."""
+    max_mb: float = Field(gt=0)
+    """A larger bundle is held."""
+    max_slowdown: float = Field(gt=0)
+    """A challenger that takes more than this many times the champion's seconds for an image is held."""
 
 
 def _is_place(text: str) -> str:

@@ -317,8 +317,8 @@ def test_a_setting_changes_one_line_and_leaves_the_rest(file: Path, tmp_path: Pa
     ("settings", "lines"),
     [
         (
-            {"train.augment.flip": True, "gate.tolerance": 0.5},
-            ["    flip: true # a mirrored digit is another sign", "  tolerance: 0.5 # of 260 test images, one"],
+            {"train.augment.flip": True, "gate.margin": 0.5},
+            ["    flip: true # a mirrored digit is another sign", "  margin: 0.5 # a loss of a point"],
         ),
         ({"label.map": {"1": "one"}}, ["  map:", "    '1': one"]),
         ({"label.test_list": "list.txt"}, ["  test_list: list.txt"]),
