@@ -13,7 +13,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # `dvc` runs each stage's `python`: the one of this environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock presize-cluster-demo bench-presize bench-seeds bench-orchestration bench-cpu bench-gpu bench-accuracy bench-startup bench-predict bench-scale clean
+.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock presize-cluster-demo bench-presize bench-seeds bench-orchestration bench-cpu bench-gpu bench-accuracy bench-startup bench-predict bench-scale bench-gate clean
 
 repro: $(READY)
 	dvc repro
@@ -107,6 +107,10 @@ bench-predict: $(READY)
 # IMAGES=the sizes, SOURCE=an archive of photos.
 bench-scale: $(READY)
 	python -m benchmarks.scale $(if $(SOURCE),--source $(SOURCE)) $(if $(IMAGES),--images $(IMAGES))
+
+# How often the gate is wrong, simulated.
+bench-gate: $(READY)
+	python -m benchmarks.gate
 
 clean:
 	rm -rf $(VENV)

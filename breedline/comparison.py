@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -135,6 +135,7 @@ def spent(alpha: float, look: int) -> float:
     return alpha * 6 / (math.pi * look) ** 2
 
 
+@lru_cache
 def mcnemar(fixed: int, broken: int, alternative: str = "two-sided") -> float:
     """p-value of the exact McNemar test (1947): of the images that only one model gets right, each has half.
 
@@ -217,18 +218,15 @@ def _interval(
     (1965), n sum(w²) with the weights w that images have in the mean: more than 1 where classes differ in their images.
     """
     images = len(target)
-    fixed, broken = (
-        int((one & ~other).sum())
-        for one, other in ((after == target, before == target), (before == target, after == target))
-    )
-    accuracy = (fixed - broken) / images
+    fixed, broken = (before != target) & (after == target), (before == target) & (after != target)
+    accuracy = (fixed.sum() - broken.sum()) / images
     stretch = 1.0
-    if metric == "accuracy":  # only right and wrong matter, so that there are at most four different answers
-        target, before, after = np.zeros(images, int), before != target, after != target
+    if metric == "accuracy":  # only who is wrong alone matters, so that there are at most three different answers
+        target, before, after = np.zeros(images, int), fixed, broken
     else:
         _, per_class = np.unique(target, return_counts=True)
         stretch = math.sqrt(images * (1 / per_class).sum()) / len(per_class)
-    ends = score_interval(fixed, broken, images, alpha)
+    ends = score_interval(int(fixed.sum()), int(broken.sum()), images, alpha)
     low, high = (difference + stretch * (end - accuracy) for end in ends)
     answers, counts = np.unique(np.stack([target, before, after]), axis=1, return_counts=True)
     resampled = _bca(partial(_difference, metric, answers), counts, alpha)
