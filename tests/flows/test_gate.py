@@ -1,72 +1,135 @@
-"""The gate: what is published, what is held, and what a misspelled metric is told."""
+"""The gate: what is promoted, what is held, what the test images do not decide, and the reasons that it gives."""
 
-import math
+import dataclasses
+from typing import Any
 
 import pytest
 
-from breedline.errors import BreedlineError
+from breedline.comparison import Comparison, Recall
 from breedline.params import Gate
 from flows.gate import decide
 
-ACCURACY = "metrics/evaluate.json:test.accuracy"
-LOSS = "metrics/train.json:valid.loss"
-GATE = Gate(metric="test.accuracy", tolerance=0.05)
+GATE = Gate(
+    metric="accuracy",
+    margin=0.01,
+    alpha=0.05,
+    undecided="hold",
+    class_images=30,
+    max_calibration_rise=0.05,
+    max_mb=100,
+    max_slowdown=2,
+)
+COMPARISON = Comparison(
+    metric="accuracy",
+    images=1478,
+    champion_value=0.95,
+    challenger_value=0.955,
+    difference=0.005,
+    interval=(-0.004, 0.014),
+    level=0.94,
+    fixed=20,
+    broken=13,
+    mcnemar_p=0.296,
+    recalls=(),
+    champion_calibration_error=0.02,
+    challenger_calibration_error=0.02,
+    images_to_decide=None,
+    look=1,
+)
+SUMMARY = "accuracy 0.9500 -> 0.9550 (+0.0050, -0.0040 to +0.0140 at 94.0%)"
+
+
+def decided(*, undecided: str = "hold", megabytes: float = 10, slowdown: float | None = None, **changes: Any) -> Any:
+    gate = GATE.model_copy(update={"undecided": undecided})
+    return decide(gate, dataclasses.replace(COMPARISON, **changes), megabytes=megabytes, slowdown=slowdown)
 
 
 @pytest.mark.parametrize(
-    ("champion", "challenger", "publish", "why"),
+    ("interval", "verdict"),
     [
-        (0.8, 0.9, True, "test.accuracy 0.8 -> 0.9 (+0.1)"),
-        (0.8, 0.8, True, "test.accuracy 0.8 -> 0.8 (+0)"),
-        (0.8, 0.76, True, "test.accuracy 0.8 -> 0.76 (-0.04), within the tolerance of 0.05"),
-        (0.75, 0.6875, False, "test.accuracy 0.75 -> 0.6875 (-0.0625), beyond the tolerance of 0.05"),
-        (None, 0.1, True, "test.accuracy 0.1, and there is no champion yet"),
-        (0.8, None, False, "the challenger has no test.accuracy"),
-        (None, None, False, "the challenger has no test.accuracy"),
-        (0.8, math.nan, False, "the challenger has no test.accuracy"),
-        (None, math.nan, False, "the challenger has no test.accuracy"),
-        (math.nan, 0.1, True, "test.accuracy 0.1, and there is no champion yet"),
+        ((-0.004, 0.014), "promote"),
+        ((0.001, 0.009), "promote"),
+        ((-0.0099, 0.02), "promote"),
+        ((-0.01, 0.02), "undecided"),
+        ((-0.03, 0.0), "undecided"),
+        ((-0.03, -0.001), "hold"),
+        ((-0.009, -0.001), "hold"),
     ],
 )
-def test_the_challenger_may_be_worse_by_the_tolerance(
-    champion: float | None, challenger: float | None, publish: bool, why: str
+@pytest.mark.parametrize("undecided", ["hold", "promote"])
+def test_the_interval_decides(interval: tuple[float, float], verdict: str, undecided: str) -> None:
+    decision = decided(interval=interval, images_to_decide=9999, undecided=undecided)
+    assert decision.verdict == verdict
+    assert decision.publish == (verdict == "promote" or (verdict, undecided) == ("undecided", "promote"))
+
+
+def test_a_promotion_is_a_line() -> None:
+    assert str(decided()) == f"promote: {SUMMARY}: not worse by the margin of 0.01"
+
+
+def test_what_is_worse_is_told_so_even_within_the_margin() -> None:
+    decision = decided(interval=(-0.009, -0.001))
+    assert decision.reasons[0].endswith("(+0.0050, -0.0090 to -0.0010 at 94.0%): worse")
+
+
+def test_what_is_undecided_says_how_many_images_would_decide() -> None:
+    decision = decided(interval=(-0.02, 0.02), images_to_decide=5012)
+    assert decision.reasons[1] == "1,478 test images do not decide, about 5,012 would"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"megabytes": 100.1}, "the bundle has 100.1 MB, more than gate.max_mb: 100"),
+        ({"slowdown": 2.5}, "an image takes 2.50 times as long, more than gate.max_slowdown: 2"),
+        (
+            {"challenger_calibration_error": 0.08},
+            "calibration error 0.0200 -> 0.0800, a rise beyond gate.max_calibration_rise: 0.05",
+        ),
+        (
+            {"recalls": (Recall("cat", 40, 0.95, 0.5, 0.0001), Recall("dog", 40, 0.9, 0.8, 0.02))},
+            "recall of cat 0.9500 -> 0.5000 on 40 images (p = 0.0001)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("interval", [(0.001, 0.01), (-0.02, 0.02), (-0.02, -0.01)])
+def test_a_broken_floor_holds_whatever_the_interval(
+    changes: dict[str, Any], reason: str, interval: tuple[float, float]
 ) -> None:
-    assert decide(GATE, {ACCURACY: (champion, challenger), LOSS: (1.0, 2.0)}) == (publish, why)
+    decision = decided(interval=interval, undecided="promote", **changes)
+    assert (decision.verdict, decision.publish) == ("hold", False)
+    assert decision.reasons[1:] == [reason]
 
 
-@pytest.mark.parametrize(("tolerance", "publish"), [(0.25, True), (0.2499, False)])
-def test_exactly_the_tolerance_is_within(tolerance: float, publish: bool) -> None:
-    gate = GATE.model_copy(update={"tolerance": tolerance})
-    assert decide(gate, {ACCURACY: (0.75, 0.5)}).publish == publish
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"megabytes": 100},
+        {"slowdown": 2},
+        {"challenger_calibration_error": 0.06},
+        {"champion_calibration_error": 0.5},
+        {"recalls": (Recall("cat", 40, 0.95, 0.85, 0.02), Recall("dog", 40, 0.9, 0.9, 1))},
+    ],
+)
+def test_floors_that_hold(changes: dict[str, Any]) -> None:
+    assert decided(**changes).verdict == "promote"
 
 
-def test_a_metric_may_be_named_with_its_file() -> None:
-    metrics = {ACCURACY: (0.9, 0.5), "metrics/other.json:test.accuracy": (0.5, 0.9)}
-    for name, publish in zip(metrics, [False, True], strict=True):
-        assert decide(GATE.model_copy(update={"metric": name}), metrics).publish == publish
+def test_a_fall_of_one_of_many_classes_may_be_chance() -> None:
+    fallen = Recall("cat", 40, 0.95, 0.8, 0.02)
+    assert decided(recalls=(fallen,)).verdict == "hold"
+    others = [Recall(str(number), 40, 0.9, 0.9, 1) for number in range(36)]
+    assert decided(recalls=(fallen, *others)).verdict == "promote"
 
 
-@pytest.mark.parametrize("wrong", ["accuracy", "evaluate.json:test.accuracy", "test", "metrics/evaluate.json"])
-def test_an_unknown_metric_is_told_what_there_is(wrong: str) -> None:
-    with pytest.raises(BreedlineError) as error:
-        decide(GATE.model_copy(update={"metric": wrong}), {ACCURACY: (0.5, 0.6), LOSS: (1.0, 2.0)})
-    assert str(error.value) == f"gate.metric in params.yaml: {wrong} is none of {ACCURACY}, {LOSS}"
+def test_all_reasons_are_told() -> None:
+    decision = decided(megabytes=500, slowdown=3, challenger_calibration_error=0.9)
+    assert len(decision.reasons) == 4
+    assert str(decision).startswith(f"hold: {SUMMARY}; the bundle has 500.0 MB")
 
 
-def test_an_ambiguous_metric_is_told_to_name_its_file() -> None:
-    other = "metrics/other.json:test.accuracy"
-    with pytest.raises(BreedlineError) as error:
-        decide(GATE, {ACCURACY: (0.5, 0.6), other: (0.5, 0.6)})
-    assert str(error.value) == (
-        f"gate.metric in params.yaml: test.accuracy is in {ACCURACY} and {other}: write which, as file:key"
-    )
-
-
-def test_no_metrics_at_all() -> None:
-    with pytest.raises(BreedlineError, match="is none of the metrics, of which there are none"):
-        decide(GATE, {})
-
-
-def test_a_decision_is_a_line() -> None:
-    assert str(decide(GATE, {ACCURACY: (0.5, 0.25)})).startswith("hold: test.accuracy 0.5 -> 0.25")
-    assert str(decide(GATE, {ACCURACY: (0.5, 0.75)})) == "publish: test.accuracy 0.5 -> 0.75 (+0.25)"
+@pytest.mark.parametrize(("megabytes", "verdict"), [(10, "promote"), (101, "hold")])
+def test_the_first_model_has_only_to_be_small_enough(megabytes: float, verdict: str) -> None:
+    decision = decide(GATE, None, megabytes=megabytes)
+    assert (decision.verdict, decision.publish) == (verdict, verdict == "promote")
+    assert decision.reasons[0] == "there is no champion yet"
