@@ -349,12 +349,12 @@ def test_no_settings_leave_the_file_alone(tmp_path: Path) -> None:
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     (tmp_path / PARAMS).write_text((ROOT / PARAMS).read_text())
     with pytest.raises(ParamsError) as error:
-        override(tmp_path, {"train.epoch": 3, "train.batch_size": "many", "gates.tolerance": 1, "gate.tolerance": -1})
+        override(tmp_path, {"train.epoch": 3, "train.batch_size": "many", "gates.margin": 1, "gate.margin": -1})
     for key in (
         "train.epoch: unknown setting; did you mean epochs?",
         "train.batch_size = 'many'",
         "gates",
-        "gate.tolerance = -1",
+        "gate.margin = -1",
     ):
         assert key in str(error.value)
 
