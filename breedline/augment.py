@@ -6,7 +6,7 @@ for the blur of repeated interpolation; views.py looks up each pixel once.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fastai.data.transforms import IntToFloatTensor, Normalize
@@ -17,13 +17,29 @@ from fasttransform import Pipeline, compose_tfms
 
 from breedline.params import Augment
 from breedline.pixels import Pixels
-from breedline.ranks import part
 from breedline.views import Geometry, Windows, look_up
 
 TRAINING = 0
 """fastai's number of the split that is trained on, for which alone its transforms are random."""
 NOTHING: dict[str, Any] = {"do_flip": False, "max_rotate": 0, "max_zoom": 1, "max_warp": 0, "max_lighting": 0}
 """Arguments of `aug_transforms` that change nothing."""
+
+
+class Drawn(NamedTuple):
+    """The random numbers of a batch: all that its views are made of, but for the pixels."""
+
+    windows: Windows
+    colours: tuple[torch.Tensor, ...]
+    """(images,) each: what fastai's changes of brightness and contrast have drawn, if there are any."""
+
+    def take(self, images: slice) -> "Drawn":
+        """Those of some of the images."""
+        windows = Windows(*(numbers[images] for numbers in self.windows))
+        return Drawn(windows, tuple(numbers[images] for numbers in self.colours))
+
+    def cpu(self) -> "Drawn":
+        """The same, to be sent to another process."""
+        return self._replace(colours=tuple(numbers.cpu() for numbers in self.colours))
 
 
 class Transforms:
@@ -39,7 +55,7 @@ class Transforms:
         self.lighting = aug_transforms(**{**NOTHING, "max_lighting": augment.max_lighting})
         self.normalize = Normalize.from_stats(geometry.mean, geometry.std)
         self.replaced = [IntToFloatTensor(), *self.affine, self.window, *self.lighting]
-        """The batch transforms that `views` stands for."""
+        """The batch transforms that `draw` and `views` stand for."""
 
     @property
     def item(self) -> list[Any]:
@@ -51,28 +67,35 @@ class Transforms:
         """A DataBlock's batch transforms."""
         return [*self.replaced, self.normalize]
 
-    def finished(self, pixels: Pixels, device: torch.device) -> torch.Tensor:
-        """Random views of a batch after all transforms, as a plain tensor."""
-        views = TensorImage(self.views(pixels, device))
+    def finished(self, pixels: Pixels, device: torch.device, drawn: Drawn | None = None) -> torch.Tensor:
+        """Random views of a batch after all transforms, as a plain tensor; as `drawn`, or else drawn now."""
+        drawn = drawn or self.draw(len(pixels.start), device)
+        views = TensorImage(self.views(pixels, drawn, device))
         return Pipeline([self.normalize], split_idx=TRAINING)(views).as_subclass(torch.Tensor)
 
-    def views(self, pixels: Pixels, device: torch.device, whole: int | None = None) -> torch.Tensor:
-        """Random views of a batch: (images, 3, size, size), float32 in 0 to 1, in channels_last memory format.
-
-        Args:
-            whole: if `pixels` are the part that this process has of a batch of so many images; numbers are drawn for all.
-        """
-        count, own = (len(pixels.start), slice(None)) if whole is None else (whole, part())
+    def draw(self, count: int, device: torch.device) -> Drawn:
+        """Draw what makes `count` views random; the changes of their colours on the device."""
         # fastai's classes of tensors dispatch each operation in Python, which takes longer than a GPU needs for a batch
         with torch._C.DisableTorchFunctionSubclass():
-            windows = Windows(*(drawn[own] for drawn in (*self._crops(count), self._maps(count))))
-            views = look_up(pixels, windows, self.geometry, device)
+            windows = Windows(*self._crops(count), self._maps(count))
+            like = torch.empty(1, device=device).expand(count)
             for lighting in self.lighting:  # one, of brightness and contrast, or none
-                lighting.before_call(views[:1].expand(count, -1, -1, -1), TRAINING)
-                for change in lighting.fs:
-                    change.change = change.change[own]
+                lighting.before_call(like, TRAINING)
+            return Drawn(windows, tuple(_plain(change.change) for change in self._changes))
+
+    def views(self, pixels: Pixels, drawn: Drawn, device: torch.device) -> torch.Tensor:
+        """The views of a batch that were drawn, (images, 3, size, size), float32 in 0 to 1, in channels_last memory format."""
+        with torch._C.DisableTorchFunctionSubclass():
+            views = look_up(pixels, drawn.windows, self.geometry, device)
+            for change, values in zip(self._changes, drawn.colours, strict=True):
+                change.change = values.to(device)
+            for lighting in self.lighting:
                 views = lighting.space_fn(views, partial(compose_tfms, tfms=lighting.fs))
         return views
+
+    @property
+    def _changes(self) -> list[Any]:
+        return [change for lighting in self.lighting for change in lighting.fs]
 
     def _crops(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Position of the square in each image, across and down: 0 at the left or top edge, 1 at the right or bottom."""

@@ -5,19 +5,61 @@ again, but one of the machine: the environment variable BREEDLINE_BACKEND. The w
 the workspace and the cache under the same paths.
 """
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
-from joblib import parallel_config
+from joblib import Parallel, delayed, parallel_config
+from joblib.parallel import get_active_backend
 
 from breedline.errors import BreedlineError
+
+log = logging.getLogger("breedline")
+S = TypeVar("S")
+T = TypeVar("T")
 
 VARIABLE = "BREEDLINE_BACKEND"
 SECONDS = 30
 """To wait for a scheduler to answer."""
+TRIES = 3
+"""Times that the cluster may lose a worker before one more piece of work is done."""
+
+
+def is_set() -> bool:
+    """Whether there is a cluster to give work to."""
+    return bool(os.environ.get(VARIABLE))
+
+
+def each(function: Callable[[S], T], work: Sequence[S], what: str) -> Iterator[T]:
+    """What `function` returns for each piece of work, in order; the workers of the cluster call it.
+
+    What a lost worker was doing, and what it had not handed over, is done again. So `function` should leave its result in
+    the cache, which all machines share, and return little.
+
+    Args:
+        what: the stage, for the log.
+
+    Raises:
+        BreedlineError: the cluster does not answer.
+    """
+    done = tries = 0
+    while done < len(work):
+        with cluster() as lost:
+            # Ray's engine gives all results at the end, or none
+            how = "generator" if get_active_backend()[0].supports_return_generator else "list"
+            before = done
+            try:
+                for result in Parallel(n_jobs=-1, return_as=how)(delayed(function)(piece) for piece in work[done:]):
+                    done += 1
+                    yield result
+            except lost as error:
+                tries = 0 if done > before else tries + 1
+                if tries == TRIES:
+                    raise
+                log.warning("%s: the cluster lost a worker (%s): what it was making is made again", what, error)
 
 
 @contextmanager

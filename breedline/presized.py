@@ -26,9 +26,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 from filelock import FileLock
 from joblib import Parallel, delayed, parallel_config
-from joblib.parallel import get_active_backend
 
-from breedline.cluster import VARIABLE, cluster
+from breedline.cluster import VARIABLE, each, is_set
 from breedline.errors import BreedlineError
 from breedline.files import cache_dir, link_or_copy, new_file
 from breedline.images import DECODER, MAX_PIXELS, VERSION, Presized, Undecodable, presize_image
@@ -41,8 +40,6 @@ log = logging.getLogger("breedline")
 PART_COLUMNS = [*PRESIZED_COLUMNS, "rejected"]
 """The table of a cached volume also lists the rejected images, with size 0 and the reason."""
 Row = dict[str, Any]
-TRIES = 3
-"""Times that a cluster may lose a worker before one more volume is made."""
 SEEN_BY_WORKERS = ["name", "offset", "size", "sha256"]
 """The columns of the raw index that a volume is made of."""
 UNUSED_DAYS = 30
@@ -57,6 +54,15 @@ class PresizedVolume(NamedTuple):
 
     table: pd.DataFrame
     cached: int
+
+
+class _Work(NamedTuple):
+    """What a worker of a cluster is told of a volume to make."""
+
+    raw: Path
+    rows: pd.DataFrame
+    shared: Path
+    params: Presize
 
 
 class Presizer:
@@ -81,28 +87,11 @@ class Presizer:
             BreedlineError: there is a cluster, and it does not answer, or makes other bytes.
         """
         parts = [(str(shard), rows[SEEN_BY_WORKERS]) for shard, rows in wanted.groupby("shard", sort=True)]
-        tries = 0
-        while parts:
-            done = 0
-            with cluster() as lost:
-                tasks = (
-                    delayed(_in_the_cache)(raw.resolve() / shard, rows, self.cache, self.params)
-                    for shard, rows in parts
-                )
-                # Ray's engine gives all results at the end, or none
-                how = "generator" if get_active_backend()[0].supports_return_generator else "list"
-                try:
-                    there = Parallel(n_jobs=-1, return_as=how)(tasks) if lost else [None] * len(parts)
-                    for (shard, rows), cached in zip(parts, there, strict=True):
-                        made = self.volume(raw / shard, rows, folder / shard, advance)
-                        done += 1
-                        yield made if cached is None else made._replace(cached=cached)
-                except lost as error:
-                    tries = 0 if done else tries + 1
-                    if tries == TRIES:
-                        raise
-                    log.warning("presize: the cluster lost a worker (%s): what it was making is made again", error)
-            parts = parts[done:]
+        work = [_Work(raw.resolve() / shard, rows, self.cache, self.params) for shard, rows in parts]
+        cached = each(_in_the_cache, work, "presize") if is_set() else itertools.repeat(None)
+        for there, (shard, rows) in zip(cached, parts, strict=False):
+            made = self.volume(raw / shard, rows, folder / shard, advance)
+            yield made if there is None else made._replace(cached=there)
 
     def volume(self, raw: Path, rows: pd.DataFrame, target: Path, advance: Callable[[int], None]) -> PresizedVolume:
         """Presize those images of the volume `raw` that `rows` lists (name, offset, size, sha256) into `target`."""
@@ -164,16 +153,16 @@ class Presizer:
         return pd.concat([pd.DataFrame(columns=PART_COLUMNS), *tables]).drop_duplicates("origin")
 
 
-def _in_the_cache(raw: Path, rows: pd.DataFrame, shared: Path, params: Presize) -> int:
-    """Put the presized volume of `rows` into the cache, in a worker of a cluster; how many images were there already."""
-    presizer = _presizer(params)
-    if presizer.cache != shared:
+def _in_the_cache(work: _Work) -> int:
+    """Put a presized volume into the cache, in a worker of a cluster; how many of its images were there already."""
+    presizer = _presizer(work.params)
+    if presizer.cache != work.shared:
         raise BreedlineError(
-            f"a worker of {VARIABLE} keeps in {presizer.cache} what belongs into {shared}: give all machines the same "
+            f"a worker of {VARIABLE} keeps in {presizer.cache} what belongs into {work.shared}: give all machines the same "
             "environment and the same BREEDLINE_CACHE"
         )
     with parallel_config(backend="sequential"), TemporaryDirectory(dir=cache_dir("scratch")) as scratch:
-        return presizer.volume(raw, rows, Path(scratch) / raw.name, lambda pieces: None).cached
+        return presizer.volume(work.raw, work.rows, Path(scratch) / work.raw.name, lambda pieces: None).cached
 
 
 @cache

@@ -6,32 +6,25 @@ where epochs of a head of random weights take minutes and end far from its minim
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
 from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.nn.functional import linear
 
-from breedline.device import set_seed
-from breedline.inference import in_batches, infer
+from breedline.features import Extractor
 from breedline.interpolation import score
 from breedline.items import Item
 from breedline.losses import Loss
-from breedline.progress import progress
 from breedline.training import Training
-from breedline.views import normalised
-from breedline.zoo import features, linear_head
+from breedline.zoo import linear_head
 
 log = logging.getLogger("breedline")
-T = TypeVar("T")
 
-CHUNK = 4096
-"""Images whose features are kept in one checkpoint."""
 RANDOM_VIEWS = 4
 """Views of each image beside the central one; with ten images a class they are worth a point of accuracy."""
 MAX_ROWS = 20_000
@@ -95,53 +88,15 @@ def fit_head(training: Training, part: int) -> Head | None:
 
 def compute_features(training: Training, model: nn.Module, items: list[Item], part: int) -> torch.Tensor:
     """The features of the items, (views, images, features) in float32 on the CPU."""
-    geometry, device, store = training.geometry, training.device, training.store
-    central = _features(
-        *(training, "central", model, items),
-        lambda chunk: store.squares(in_batches(chunk, part), geometry.size),
-        lambda squares: [normalised(squares, geometry)],
-    )
-    count = max(0, min(RANDOM_VIEWS, MAX_ROWS // len(items) - 1))
-    if not count:
+    params, checkpoints = training.params, training.checkpoints
+    extractor = Extractor(training.body, model, training.store)
+    central = extractor.central(items, part, checkpoints, "train")
+    views = max(0, min(RANDOM_VIEWS, MAX_ROWS // len(items) - 1))
+    if not views:
         return central
-    # fastai, which draws the random views, takes as long to import as all else
-    from breedline.augment import Transforms
-
-    transforms = Transforms(geometry, training.params.augment)
-    random = _features(
-        *(training, "random", model, items),
-        lambda chunk: store.batches(in_batches(chunk, max(1, part // count))),
-        lambda pixels: [transforms.finished(pixels, device) for _ in range(count)],
-    )
+    size = max(1, part // views)
+    random = extractor.random(items, size, checkpoints, "train", augment=params.augment, views=views, seed=params.seed)
     return torch.cat([central, random])
-
-
-def _features(
-    training: Training,
-    name: str,
-    model: nn.Module,
-    items: list[Item],
-    batches: Callable[[Sequence[Item]], Iterable[T]],
-    views: Callable[[T], Sequence[torch.Tensor]],
-) -> torch.Tensor:
-    """The features of these views of the items; resumable after each CHUNK, by checkpoints that begin with `name`."""
-    parts = []
-    with progress(f"train (features of {name} views)", len(items)) as advance:
-        for number, chunk in enumerate(in_batches(items, CHUNK)):
-            found = training.checkpoints.kept(f"{name}-{number}")
-            if found is None:
-                set_seed(training.params.seed + number)  # so that a resumed run draws the same views
-                found = infer(
-                    partial(features, model),
-                    batches(chunk),
-                    views,
-                    device=training.device,
-                    precision=training.precision,
-                    advance=advance,
-                ).cpu()
-                training.checkpoints.keep(f"{name}-{number}", found)
-            parts.append(found)
-    return torch.cat(parts, dim=1)
 
 
 def fit_linear(head: nn.Linear, found: torch.Tensor, target: torch.Tensor, loss: Loss) -> float:

@@ -13,6 +13,7 @@ from torch import nn
 from breedline.checkpoints import Checkpoints
 from breedline.device import described, leave_autocast, set_seed
 from breedline.errors import BreedlineError
+from breedline.features import Body
 from breedline.items import Item
 from breedline.losses import Loss, loss_function
 from breedline.params import Train
@@ -77,6 +78,19 @@ class Training:
     def loss(self, reduction: str = "mean") -> Loss:
         """The loss function of the settings."""
         return loss_function(self.params.loss, self.params.label_smoothing, reduction)
+
+    @property
+    def body(self) -> Body:
+        """The pretrained body, for other machines."""
+        return Body(
+            self.params.arch,
+            len(self.classes),
+            self.weights.resolve(),
+            self.store.images.folder.resolve(),
+            self.geometry,
+            self.precision,
+            self.params.channels_last,
+        )
 
     def model(self) -> tuple[nn.Module, bool]:
         """The model before any training, on the device, with a random head; whether its body is pretrained.

@@ -8,6 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+import breedline.features
 import breedline.probe
 from breedline.calibration import fit_temperature
 from breedline.checkpoints import Checkpoints
@@ -225,7 +226,7 @@ def test_a_fit_that_is_killed_computes_only_the_rest(
     training: Make, monkeypatch: pytest.MonkeyPatch, killed_after: int, left: int
 ) -> None:
     monkeypatch.setattr(
-        breedline.probe, "CHUNK", 8
+        breedline.features, "CHUNK", 8
     )  # 18 images: 1 + 1 + 1 batches of central views, then 4 + 4 + 1 of random ones
     batches: list[int] = []
 
@@ -240,7 +241,7 @@ def test_a_fit_that_is_killed_computes_only_the_rest(
 
     one = training()
     kill = False
-    monkeypatch.setattr(breedline.probe, "features", counted)
+    monkeypatch.setattr(breedline.features, "features", counted)
     whole = fit_head(replace(one, checkpoints=Checkpoints({"another": "training"})), 10)
     assert batches == [8, 8, 2] + [8] * 9
     batches.clear()
