@@ -1,4 +1,4 @@
-"""Presizing on a cluster: a real Dask scheduler and workers, as processes of their own."""
+"""Presizing and features on a cluster: a real Dask scheduler and workers, as processes of their own."""
 
 import io
 import json
@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import distributed
 import joblib
@@ -16,16 +19,23 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import torch
 from PIL import Image
 
+import breedline.cluster
+import breedline.features
 import breedline.presized
-from breedline.cluster import cluster
+from breedline.checkpoints import Checkpoints
+from breedline.cluster import cluster, each
 from breedline.errors import BreedlineError
+from breedline.features import Extractor
 from breedline.files import fingerprint, sha256_of
 from breedline.params import Presize
 from breedline.presized import Presizer
+from breedline.probe import compute_features
 from breedline.shards import COLUMNS, pack, write_index
 from breedline.tables import write_csv
+from breedline.training import Training
 from stages.presize import presize
 
 ROOT = Path(__file__).parents[2]
@@ -78,8 +88,8 @@ def dask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
     yield start
     for process in reversed(started):
-        for each in [*process.children(recursive=True), process]:
-            each.kill()
+        for one in [*process.children(recursive=True), process]:
+            one.kill()
         process.wait()
 
 
@@ -113,7 +123,8 @@ def test_a_cluster_makes_the_same_bytes_and_this_machine_decodes_nothing(
 def test_workers_that_are_killed_cost_no_byte(here: dict[str, str], dask: Start, tmp_path: Path) -> None:
     workers = dask(workers=2)
     command = [sys.executable, "-m", "stages.presize", "--raw=raw", "--labels=labels.csv", "--presized=there"]
-    Path("params.yaml").write_text((ROOT / "params.yaml").read_text().replace("shorter_side: 32", "shorter_side: 24"))
+    text = (ROOT / "params.yaml").read_text().replace("shorter_side: 32", "shorter_side: 24")
+    Path("params.yaml").write_text(text.replace("quality: 92", "quality: 90"))
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}) as run:
         killed = 0
         cached = tmp_path / "cache" / "presize"
@@ -125,7 +136,7 @@ def test_workers_that_are_killed_cost_no_byte(here: dict[str, str], dask: Start,
             time.sleep(0.01)
     assert run.returncode == 0
     assert killed
-    assert contents("there").keys() == here.keys()
+    assert contents("there") == here
 
 
 @pytest.mark.slow
@@ -134,6 +145,60 @@ def test_a_worker_with_another_cache_is_told(raw: pd.DataFrame, dask: Start, tmp
     with pytest.raises(BreedlineError, match=r"elsewhere.* give all machines the same environment and the same"):
         presize(PARAMS, Path("raw"), Path("labels.csv"), presized=Path("there"))
     assert not Path("there").exists()
+
+
+class Lost(Exception):
+    pass
+
+
+@pytest.fixture
+def losing(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], Callable[[int], int]]:
+    """A cluster that is this process; what it was given to do, and a function that loses the worker as often as its number says."""
+    given: list[int] = []
+
+    @contextmanager
+    def here() -> Iterator[tuple[type[Exception], ...]]:
+        yield (Lost,)
+
+    def work(times: int) -> int:
+        given.append(times)
+        if given.count(times) <= times:
+            raise Lost
+        return times
+
+    def in_order(**_: object) -> Callable[[Iterable[Any]], Iterator[int]]:
+        return lambda tasks: (function(*arguments) for function, arguments, _ in tasks)
+
+    monkeypatch.setattr(breedline.cluster, "cluster", here)
+    monkeypatch.setattr(breedline.cluster, "Parallel", in_order)
+    return given, work
+
+
+def test_what_a_lost_worker_was_doing_is_done_again(losing: tuple[list[int], Callable[[int], int]]) -> None:
+    given, work = losing
+    assert list(each(work, [0, 2, 1], "presize")) == [0, 2, 1]
+    assert given == [0, 2, 2, 2, 1, 1]
+
+
+def test_a_cluster_that_only_loses_workers_is_given_up(losing: tuple[list[int], Callable[[int], int]]) -> None:
+    given, work = losing
+    with pytest.raises(Lost):
+        list(each(work, [1, 9], "presize"))
+    assert given == [1, 1, 9, 9, 9, 9]
+
+
+@pytest.mark.slow
+def test_a_cluster_computes_the_same_features_and_this_machine_none(
+    training: Callable[..., Training], dask: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = training()
+    model, (items, _) = one.model()[0].eval(), one.split("train")
+    monkeypatch.setattr(breedline.features, "CHUNK", 8)
+    here = compute_features(replace(one, checkpoints=Checkpoints({"computed": "here"})), model, items, 10)
+    dask(workers=2)
+    monkeypatch.setattr(Extractor, "_features", lambda *_: pytest.fail("computed here"))
+    there = compute_features(one, model, items, 10)
+    assert torch.allclose(there, here, atol=1e-5)
 
 
 @pytest.mark.parametrize(
