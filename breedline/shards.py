@@ -48,6 +48,8 @@ MAX_SIDE = 65_535
 """Pixels of the longest side that a JPEG can have."""
 INTEGERS = ["offset", "size", "height", "width"]
 """The columns that hold numbers, not text."""
+REPEATED = ["shard", "format"]
+"""The columns that say the same of many images."""
 
 
 class Volume:
@@ -129,7 +131,8 @@ class ShardSet:
         self.folder = folder
         if not (folder / INDEX).is_file():
             raise BreedlineError(f"{folder} holds no whole shard set: run `dvc repro`, or `dvc checkout` to restore it")
-        self.index = read_csv(folder / INDEX, columns, [column for column in columns if column in INTEGERS])
+        integers = [column for column in columns if column in INTEGERS]
+        self.index = read_csv(folder / INDEX, columns, integers, repeated=REPEATED)
         sizes = {shard: self._size_of(shard) for shard in self.index["shard"].unique()}
         outside = self.index.loc[~lies_within(self.index, self.index["shard"].map(sizes).astype("int64")), "shard"]
         if len(outside):

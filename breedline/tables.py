@@ -33,7 +33,11 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 
 
 def read_csv(
-    file: Path | IO[bytes], columns: Iterable[str], integers: Iterable[str] = (), where: str = ""
+    file: Path | IO[bytes],
+    columns: Iterable[str],
+    integers: Iterable[str] = (),
+    where: str = "",
+    repeated: Iterable[str] = (),
 ) -> pd.DataFrame:
     """Read a table as text, whatever it says: a class may be called "NA", "null" or "007".
 
@@ -43,12 +47,13 @@ def read_csv(
     Args:
         integers: columns of whole numbers.
         where: what to call the file in an error, if it has no path.
+        repeated: columns of few different words, which become categories; none of them begins like a formula.
 
     Raises:
         BreedlineError: the file is not a table, or lacks one of `columns`.
     """
     where = where or str(file)
-    types = defaultdict(lambda: "str", dict.fromkeys(integers, "int64"))
+    types = defaultdict(lambda: "str", dict.fromkeys(integers, "int64") | dict.fromkeys(repeated, "category"))
     try:
         with np.errstate(invalid="ignore"):  # a number that is infinite; the ValueError says it better
             table = pd.read_csv(file, dtype=types, keep_default_na=False)
