@@ -52,6 +52,8 @@ def label(
     _check_rejects(table, params)
 
     good = table.loc[table["reason"] == "", ["name", "label", "sha256", "size"]]
+    rejects = table.loc[table["reason"] != "", ["name", "sha256", "reason", "detail"]]
+    del table  # about 60 MB for a million images
     if good.empty:
         raise BreedlineError(f"{corrections} drops every image that has a label: remove some of its lines")
     _check_classes(good, params)
@@ -63,8 +65,6 @@ def label(
         test=_content_of(good, listed, params),
     )
     good.insert(2, "split", split)
-    rejects = table.loc[table["reason"] != "", ["name", "sha256", "reason", "detail"]]
-    del table  # about 100 MB for a million images
     per_class = (
         good.groupby(["label", "split"]).size().unstack(fill_value=0).reindex(columns=list(SPLITS), fill_value=0)
     )
@@ -174,9 +174,10 @@ def _correct(table: pd.DataFrame, decisions: pd.DataFrame) -> pd.DataFrame:
 
 def _reject_conflicts(table: pd.DataFrame) -> None:
     """Reject all images of a content that has more than one label."""
-    labelled = table.loc[table["reason"] == "", ["sha256", "label"]]
-    pairs = labelled.drop_duplicates()
-    conflicting = labelled[labelled["sha256"].isin(pairs.loc[pairs["sha256"].duplicated(), "sha256"])]
+    labelled = table.loc[table["reason"] == "", "sha256"]
+    twice = table.loc[labelled.index[labelled.duplicated(keep=False)], ["sha256", "label"]]
+    pairs = twice.drop_duplicates()
+    conflicting = twice[twice["sha256"].isin(pairs.loc[pairs["sha256"].duplicated(), "sha256"])]
     _reject(table, conflicting.index, CONFLICT, conflicting["label"])
 
 
