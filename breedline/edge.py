@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,6 +32,8 @@ from breedline.progress import console
 from breedline.ranks import rank
 
 PARAMS = Path("params.yaml")
+SECONDS_FOR_THE_FIRST = 10
+"""That other processes which train together leave to the first one, to tell an error."""
 ENVIRONMENT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
 
 
@@ -72,6 +75,9 @@ def run(stage: Callable[..., None]) -> NoReturn:
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
+    if rank() > 0:
+        # most mistakes are every process's: then the first one tells it, and torchrun ends this one meanwhile
+        time.sleep(SECONDS_FOR_THE_FIRST)
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 

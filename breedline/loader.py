@@ -91,10 +91,8 @@ class PixelsDL(TfmdDL):
     def _random_views(self, chunks: Iterable[list[Item | Photo]], whole: Iterable[int]) -> Iterator[torch.Tensor]:
         """(images, 3, size, size) in 0 to 1; `whole` are the numbers of images in the batches of which the chunks are parts."""
         for pixels, count in zip(self.store.batches(chunks), whole, strict=True):
-            drawn = self.transforms.draw(count, self.device).take(
-                part()
-            )  # each process draws the numbers of the whole batch
-            yield self.transforms.views(pixels, drawn, self.device)
+            drawn = self.transforms.draw(count, self.device)  # each process those of the whole batch
+            yield self.transforms.views(pixels, drawn.take(part()), self.device)
 
     def _squares(self, chunks: Iterable[list[Item | Photo]]) -> Iterator[torch.Tensor]:
         """The central squares; (images, 3, size, size) in 0 to 1."""

@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+import breedline.edge
+
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = ["--raw", "raw", "--count", "3", "--out", "out.txt"]
 STAGE = """
@@ -323,3 +325,17 @@ def test_dvc_may_be_the_first_process_of_a_container(start: Start) -> None:
     unshare = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
     assert _error(start("time.sleep(1.5)", before=(*unshare, sys.executable, "dvc.py"))) == (0, "")
     assert Path("out.txt").exists()
+
+
+def test_another_process_than_the_first_tells_what_the_first_does_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(breedline.edge.time, "sleep", waited.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for number in "01":
+        monkeypatch.setenv("RANK", number)
+        with pytest.raises(SystemExit):
+            breedline.edge._fail("train: too little memory here")
+    assert waited == [breedline.edge.SECONDS_FOR_THE_FIRST]
+    assert capsys.readouterr().err.splitlines() == ["error: train: too little memory here"] * 2

@@ -77,6 +77,16 @@ def test_two_processes_learn_what_one_learns(
 
 
 @pytest.mark.slow
+def test_the_first_process_alone_tells_a_mistake(
+    pretrained: Pipeline, torchrun: Callable[..., subprocess.Popen[str]]
+) -> None:
+    with torchrun(pretrained, "two", batch_size=1) as run:
+        said = run.communicate()[1]
+    assert run.returncode
+    assert said.count("error: train: 2 processes share batches of 1 images: raise train.batch_size") == 1
+
+
+@pytest.mark.slow
 @pytest.mark.long
 def test_if_one_process_is_killed_all_resume_after_the_last_saved_epoch(
     pretrained: Pipeline, tmp_path: Path, torchrun: Callable[..., subprocess.Popen[str]], long: bool
