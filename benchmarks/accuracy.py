@@ -162,6 +162,7 @@ def _prepare(folder: Path, images: Images, params: Params) -> None:
     sections["train"]["augment"] |= images.augment
     write_params(folder, sections)
     (folder / "corrections.csv").write_text("name,sha256,action,label,reason\n")
+    (folder / "duplicates.csv").write_text("sha256,leader\n")  # the book knows none either
     for command in (
         stage("download", "--raw=raw"),
         stage("weights", f"--arch={params.train.arch}", "--weights=weights"),
@@ -176,8 +177,8 @@ def _prepare(folder: Path, images: Images, params: Params) -> None:
 
 def _label(folder: Path) -> list[str]:
     outputs = {name: f"--{name}={name}.csv" for name in ("labels", "rejected", "classes")}
-    inputs = [f"--raw={folder / 'raw'}", f"--corrections={folder / 'corrections.csv'}"]
-    return stage("label", *inputs, *outputs.values(), "--metrics=label.json")
+    tables = [f"--{name}={folder / name}.csv" for name in ("corrections", "duplicates")]
+    return stage("label", f"--raw={folder / 'raw'}", *tables, *outputs.values(), "--metrics=label.json")
 
 
 def _one_split(data: str, seed: int, images: Path, arguments: argparse.Namespace, results: Results) -> None:

@@ -26,9 +26,10 @@ def main(images: int) -> None:
         folder = Path(temporary)
         _make(folder / "raw", images)
         (folder / "corrections.csv").write_text("name,sha256,action,label,reason\n")
+        (folder / "duplicates.csv").write_text("sha256,leader\n")
         outputs = {name: folder / name for name in ("labels", "rejected", "classes", "metrics")}
         wall, cpu = time.perf_counter(), time.process_time()
-        label(params, folder / "raw", folder / "corrections.csv", **outputs)
+        label(params, folder / "raw", folder / "corrections.csv", folder / "duplicates.csv", **outputs)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{images:,} images: {wall:.1f} s, of the CPU {cpu:.1f} s; {megabytes:.0f} MB at the peak")

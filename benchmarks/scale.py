@@ -38,8 +38,15 @@ from breedline.params import Params, load_params
 from breedline.tables import write_json
 from flows.serve import running_server
 
-STAGES = ("download", "label", "presize")
-OUTPUTS = ["data/raw", "data/labels.csv", "data/rejected.csv", "data/classes.csv", "data/presized"]
+STAGES = ("download", "duplicates", "label", "presize")
+OUTPUTS = [
+    "data/raw",
+    "data/duplicates.csv",
+    "data/labels.csv",
+    "data/rejected.csv",
+    "data/classes.csv",
+    "data/presized",
+]
 CLASSES = 37
 SOURCE_SIDE, SIDE = 128, 96
 """The shorter side of the images, and of what presize makes of them."""
@@ -207,6 +214,7 @@ class Bench:
 def _sections(params: Params, *archives: Path) -> dict[str, Any]:
     sections = params.model_dump()
     sections["download"] |= {"sources": [{"url": str(archive)} for archive in archives]}
+    sections["duplicates"] |= {"similarity": None}  # there are only a few photos, over and over
     sections["presize"] |= {"shorter_side": SIDE}
     return sections
 

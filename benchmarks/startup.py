@@ -101,12 +101,16 @@ def _prepare(folder: Path, code: Path) -> None:
     sections["weights"] |= {"source": "imagenet"}
     write_params(folder, sections)
     (folder / "corrections.csv").write_text("name,sha256,action,label,reason\n")
-    tables = [f"--{name}={name}.csv" for name in ("labels", "rejected", "classes")]
+    names = ["corrections", "labels", "rejected", "classes"]
+    if (code / "stages/duplicates.py").exists():
+        (folder / "duplicates.csv").write_text("sha256,leader\n")
+        names.append("duplicates")
+    tables = [f"--{name}={name}.csv" for name in names]
     item_size = sections["presize"]["shorter_side"]
     for command in (
         stage("download", "--raw=raw"),
         stage("weights", f"--arch={sections['train']['arch']}", "--weights=weights"),
-        stage("label", "--raw=raw", "--corrections=corrections.csv", *tables, "--metrics=label.json"),
+        stage("label", "--raw=raw", *tables, "--metrics=label.json"),
         stage("presize", "--raw=raw", "--labels=labels.csv", "--presized=presized"),
         stage("train", *_options("train", item_size, code)),
         stage("evaluate", *_options("evaluate", item_size, code)),

@@ -95,6 +95,16 @@ class Weights(_Section):
     """Seconds without a byte before the connection is given up and tried again."""
 
 
+class Duplicates(_Section):
+    """Settings of the duplicates stage."""
+
+    similarity: float | None = Field(ge=0.5, le=1)
+    """From which correlation of their grey values, at 16 x 16 pixels, on two images are near-duplicates; null: there are none.
+
+    For images that look alike at this size without being so (digits, scanned forms, X-rays), null or nearly 1.
+    """
+
+
 class Label(_Section):
     """Settings of the label stage."""
 
@@ -287,6 +297,7 @@ class Params(_Section):
 
     download: Download
     weights: Weights
+    duplicates: Duplicates
     label: Label
     presize: Presize
     train: Train

@@ -3,6 +3,7 @@
 import io
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -26,16 +27,25 @@ Find = Callable[[str], str | None]
 
 
 def label(
-    params: Label, raw: Path, corrections: Path, *, labels: Path, rejected: Path, classes: Path, metrics: Path
+    params: Label,
+    raw: Path,
+    corrections: Path,
+    duplicates: Path,
+    *,
+    labels: Path,
+    rejected: Path,
+    classes: Path,
+    metrics: Path,
 ) -> None:
     """Give every image of `raw` a label and a split, or a reason why it has none.
 
     Args:
         corrections: table of people's decisions (name, sha256, action relabel|drop, label, reason), found by content.
+        duplicates: table of near-duplicates (sha256, leader): each stands where its leader does.
         labels: table of name, label, split, sha256, size (bytes), in the order of `raw`.
         rejected: table of name, sha256, reason, detail.
         classes: table of class, train, valid, test (how many images).
-        metrics: counts per split, rejects per reason, duplicates, corrections.
+        metrics: counts per split, rejects per reason, duplicates, near-duplicates, corrections.
 
     Raises:
         BreedlineError: too many rejects, classes that are not as expected, or corrections that contradict themselves or drop every image.
@@ -57,14 +67,18 @@ def label(
     if good.empty:
         raise BreedlineError(f"{corrections} drops every image that has a label: remove some of its lines")
     _check_classes(good, params)
-    split = assign(
-        good,
+    near = read_csv(duplicates, ["sha256", "leader"])
+    leaders = dict(zip(near["sha256"], near["leader"], strict=True))
+    split = partial(
+        assign,
+        good[["sha256", "label"]],
         valid_pct=params.valid_pct,
         test_pct=params.test_pct,
         seed=params.seed,
         test=_content_of(good, listed, params),
     )
-    good.insert(2, "split", split)
+    good.insert(2, "split", split(leaders=leaders))
+    moved = int((good["split"] != split(leaders={})).sum()) if leaders else 0
     per_class = (
         good.groupby(["label", "split"]).size().unstack(fill_value=0).reindex(columns=list(SPLITS), fill_value=0)
     )
@@ -72,6 +86,7 @@ def label(
         "images": len(good),
         "classes": len(per_class),
         "duplicates": int(good["sha256"].duplicated().sum()),
+        "near_duplicates": {**_near_duplicates(good, leaders), "moved": moved},
         "split": {name: int(per_class[name].sum()) for name in SPLITS},
         "rejected": {reason.replace(" ", "_"): int((rejects["reason"] == reason).sum()) for reason in REASONS},
         "corrections": {"applied": len(decisions) - len(unmatched), "unmatched": len(unmatched)},
@@ -152,6 +167,23 @@ def _content_of(good: pd.DataFrame, listed: set[str], params: Label) -> set[str]
             f"label.test_list {params.test_list} names none of the images, such as {good['name'].iloc[0]}"
         )
     return set(good.loc[named, "sha256"])
+
+
+def _near_duplicates(good: pd.DataFrame, leaders: dict[str, str]) -> dict[str, int]:
+    """How many images are in how many groups of near-duplicates; and how many of them resemble one of a fixed test split."""
+    near = good[good["sha256"].isin(leaders.keys() | set(leaders.values()))]
+    near = near.assign(leader=near["sha256"].map(lambda sha256: leaders.get(sha256, sha256)))
+    contents = near.groupby("leader")["sha256"].nunique()
+    near = near[near["leader"].isin(contents.index[contents > 1])]
+    tested = near["split"] == "test"
+    beside = near.loc[near["leader"].isin(near.loc[tested, "leader"]) & ~tested, "name"].tolist()
+    if beside:
+        log.warning(
+            "label: %d images that label.test_list does not name are near-duplicates of some that it names, and stay out "
+            "of test: %s; to train without them, drop them by data/corrections.csv",
+            *(len(beside), _first(beside)),
+        )
+    return {"groups": near["leader"].nunique(), "images": len(near), "beside_test": len(beside)}
 
 
 def _reject(table: pd.DataFrame, rows: pd.Index, reason: str, detail: pd.Series) -> None:

@@ -13,6 +13,7 @@ from breedline.params import load_params
 from examples.render import METADATA, NOTEBOOK, executed
 from stages.bundle import bundle
 from stages.download import download
+from stages.duplicates import duplicates
 from stages.evaluate import evaluate
 from stages.label import label
 from stages.presize import presize
@@ -39,11 +40,11 @@ def _settings(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the notebook, and with what the seven stages have made."""
+    """A folder with the notebook, and with what the stages have made."""
     root = tmp_path_factory.mktemp("repository")
     _settings(root / "params.yaml")
     params, data = load_params(root / "params.yaml"), root / "data"
-    corrections = root / "corrections.csv"
+    corrections, near = root / "corrections.csv", data / "duplicates.csv"
     corrections.write_text("name,sha256,action,label,reason\n")
     raw, labels, presized, trained = data / "raw", data / "labels.csv", data / "presized", data / "trained"
     with pytest.MonkeyPatch.context() as patch:
@@ -51,7 +52,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         download(params.download, raw=raw)
         weights(params.weights, params.train.arch, weights=data / "weights")
         tables = {"rejected": data / "rejected.csv", "classes": data / "classes.csv"}
-        label(params.label, raw, corrections, labels=labels, **tables, metrics=root / "label.json")
+        duplicates(params.duplicates, raw, duplicates=near)
+        label(params.label, raw, corrections, near, labels=labels, **tables, metrics=root / "label.json")
         presize(params.presize, raw, labels, presized=presized)
         inputs = (presized, labels, data / "weights", params.presize.shorter_side)
         train(params.train, *inputs, trained=trained, metrics=root / "train.json", report=root / "report")

@@ -30,7 +30,7 @@ from ruamel.yaml import YAML
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 TRACKED = ["dvc.yaml", "data/corrections.csv", ".dvc/config", ".dvcignore", ".gitignore"]
-STAGES = ["download", "weights", "label", "presize", "train", "evaluate", "bundle"]
+STAGES = ["download", "weights", "duplicates", "label", "presize", "train", "evaluate", "bundle"]
 COLOURS = {"blue": (40, 60, 200), "green": (40, 200, 60), "red": (200, 40, 60)}
 PICTURES_PER_CLASS = 12
 

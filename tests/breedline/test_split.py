@@ -12,8 +12,16 @@ def images(count: int, classes: int = 4, start: int = 0) -> pd.DataFrame:
     return pd.DataFrame({"sha256": hashes, "label": [f"class {number % classes}" for number in numbers]})
 
 
-def split(table: pd.DataFrame, *, valid: float = 0.2, test: float = 0.1, seed: int = 1, listed: tuple[str, ...] = ()):  # type: ignore[no-untyped-def]
-    return assign(table, valid_pct=valid, test_pct=test, seed=seed, test=set(listed))
+def split(
+    table: pd.DataFrame,
+    *,
+    valid: float = 0.2,
+    test: float = 0.1,
+    seed: int = 1,
+    listed: tuple[str, ...] = (),
+    **leaders: str,
+):  # type: ignore[no-untyped-def]
+    return assign(table, valid_pct=valid, test_pct=test, seed=seed, test=set(listed), leaders=leaders)
 
 
 def test_shares_are_as_asked() -> None:

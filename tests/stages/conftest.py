@@ -98,6 +98,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     }
     params = params.model_copy(update=sections)
     (folder / "corrections.csv").write_text("name,sha256,action,label,reason\n")
+    (folder / "duplicates.csv").write_text("sha256,leader\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BREEDLINE_CACHE", str(folder / "cache"))
         download(params.download, raw=folder / "raw")
@@ -106,6 +107,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
             params.label,
             folder / "raw",
             folder / "corrections.csv",
+            folder / "duplicates.csv",
             labels=folder / "labels.csv",
             rejected=folder / "rejected.csv",
             classes=folder / "classes.csv",

@@ -179,5 +179,5 @@ def test_a_secret_of_a_url_is_written_nowhere(found: bool, tmp_path: Path) -> No
 
 
 def test_the_light_stages_start_without_torch() -> None:
-    code = "import stages.download, stages.weights, stages.label, stages.presize, sys; print({'torch', 'torchvision', 'fastai'} & {*sys.modules})"
+    code = "import stages.download, stages.weights, stages.duplicates, stages.label, stages.presize, sys; print({'torch', 'torchvision', 'fastai'} & {*sys.modules})"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "set()\n"

@@ -14,7 +14,7 @@ from PIL import Image
 from breedline.errors import BreedlineError
 from breedline.params import Params
 from breedline.shards import COLUMNS, pack, write_index
-from breedline.tables import read_csv
+from breedline.tables import read_csv, write_csv
 from stages.label import label
 
 FILES = ("labels.csv", "rejected.csv", "classes.csv", "label.json")
@@ -43,17 +43,23 @@ def pets(count: int = 20) -> dict[str, bytes]:
 def run(defaults: Params) -> Run:
     """A function that labels {path: content} and gives the tables that come out."""
 
-    def go(files: dict[str, bytes], corrections: str = "", **settings: Any) -> SimpleNamespace:
+    def go(
+        files: dict[str, bytes], corrections: str = "", near: list[tuple[str, str]] | None = None, **settings: Any
+    ) -> SimpleNamespace:
         raw = Path("raw")
         raw.mkdir(exist_ok=True)
         entries = list(pack(((name, len(c), io.BytesIO(c)) for name, c in files.items()), raw, "00"))
         write_index(pd.DataFrame(entries, columns=COLUMNS), raw)
         Path("corrections.csv").write_text(HEADER + corrections)
+        sha256 = {entry.name: entry.sha256 for entry in entries}
+        pairs = [(sha256[name], sha256[leader]) for name, leader in near or []]
+        write_csv(pd.DataFrame(pairs, columns=["sha256", "leader"]), Path("duplicates.csv"))
         default = {"pattern": r"(?P<label>.+)_\d+\.jpg", "classes": None, "min_per_class": 2}
         label(
             defaults.label.model_copy(update=default | settings),
             raw,
             Path("corrections.csv"),
+            Path("duplicates.csv"),
             labels=Path("labels.csv"),
             rejected=Path("rejected.csv"),
             classes=Path("classes.csv"),
@@ -86,7 +92,15 @@ def test_how_many_images_a_class_has_is_a_table_not_a_metric(run: Run) -> None:
     counted = out.labels.groupby(["label", "split"]).size().unstack(fill_value=0)
     assert out.classes.to_numpy().tolist() == counted[["train", "valid", "test"]].to_numpy().tolist()
     assert out.metrics["split"] == out.classes.sum().to_dict()
-    assert out.metrics.keys() == {"images", "classes", "duplicates", "split", "rejected", "corrections"}
+    assert out.metrics.keys() == {
+        "images",
+        "classes",
+        "duplicates",
+        "near_duplicates",
+        "split",
+        "rejected",
+        "corrections",
+    }
 
 
 def test_every_split_is_a_column_even_where_it_is_empty(run: Run) -> None:
@@ -104,11 +118,14 @@ def test_an_image_takes_little_memory(run: Run, defaults: Params) -> None:
     rows = [(f"pets/breed_{n % 37}_of_the_world_{n}.jpg", "00-00000.tar", 0, 0, shas[n], "JPEG") for n in range(count)]
     write_index(pd.DataFrame(rows, columns=COLUMNS), Path("raw"))
     Path("corrections.csv").write_text(HEADER)
+    Path("duplicates.csv").write_text(
+        "sha256,leader\n" + "".join(f"{a},{b}\n" for a, b in zip(shas[1::2], shas[::2], strict=True))
+    )
     settings = defaults.label.model_copy(update={"pattern": r"(?P<label>.+)_\d+\.jpg", "classes": 37})
     outputs = {name: Path(f"{name}.out") for name in ("labels", "rejected", "classes", "metrics")}
     del rows, shas
     tracemalloc.start()
-    label(settings, Path("raw"), Path("corrections.csv"), **outputs)
+    label(settings, Path("raw"), Path("corrections.csv"), Path("duplicates.csv"), **outputs)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak / count < BYTES_PER_IMAGE
