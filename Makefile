@@ -13,7 +13,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # `dvc` runs each stage's `python`: the one of this environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock presize-cluster-demo bench-presize bench-seeds bench-orchestration bench-cpu bench-gpu bench-accuracy bench-startup bench-predict bench-scale bench-gate clean
+.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock presize-cluster-demo bench-presize bench-seeds bench-orchestration bench-cpu bench-gpu bench-accuracy bench-startup bench-predict bench-scale bench-gate bench-duplicates clean
 
 repro: $(READY)
 	dvc repro
@@ -76,6 +76,10 @@ presize-cluster-demo: $(READY)
 
 bench-presize: $(READY)
 	python -m benchmarks.presize
+
+# SOURCE=an archive of photos, rather than images made of noise.
+bench-duplicates: $(READY)
+	python -m benchmarks.duplicates $(if $(SOURCE),--source $(SOURCE))
 
 # SEEDS=how many.
 bench-seeds: $(READY)

@@ -4,6 +4,8 @@ import logging
 import warnings
 from pathlib import Path
 
+import pandas as pd
+
 from breedline.duplicates import leaders, sketches
 from breedline.edge import run
 from breedline.params import Duplicates
@@ -12,6 +14,7 @@ from breedline.shards import ShardSet
 from breedline.tables import write_csv
 
 log = logging.getLogger("breedline")
+COLUMNS = ["sha256", "leader"]
 LARGE = 0.1
 """Warn if more than this share of all images are near-duplicates of one."""
 
@@ -24,18 +27,20 @@ def duplicates(params: Duplicates, raw: Path, *, duplicates: Path) -> None:
     Args:
         duplicates: table of sha256, leader: a line for each content that is a near-duplicate of an earlier one. Leaders have none.
     """
+    if params.similarity is None:
+        write_csv(pd.DataFrame(columns=COLUMNS, dtype="str"), duplicates)
+        log.info("duplicates: none are looked for, as duplicates.similarity is null")
+        return
     images = ShardSet(raw).index
     wanted = images[images["format"] != ""].drop_duplicates("sha256")
-    if params.similarity is None:
-        wanted = wanted[:0]
     with progress("look for near-duplicates", len(wanted)) as advance, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of oddities in files that it goes on to read
         found = dict(sketches(raw, wanted, advance))
     table = wanted.loc[wanted["sha256"].isin(found.keys()), ["name", "sha256"]]  # in the order of the index
-    leader = table.iloc[leaders([found[sha256] for sha256 in table["sha256"]], params.similarity or 1)]
+    leader = table.iloc[leaders([found[sha256] for sha256 in table["sha256"]], params.similarity)]
     table = table.assign(leader=leader["sha256"].to_numpy(), leader_name=leader["name"].to_numpy())
     table = table[table["sha256"] != table["leader"]]
-    write_csv(table[["sha256", "leader"]], duplicates)
+    write_csv(table[COLUMNS], duplicates)
 
     sizes = table["leader_name"].value_counts()  # without the leaders
     log.info("duplicates: %d of %d images are near-duplicates of %d others", len(table), len(wanted), len(sizes))
