@@ -309,3 +309,50 @@ def test_what_cannot_be_right_is_refused_with_examples(run: Run, settings: dict[
 def test_a_list_that_names_nothing_is_refused(run: Run) -> None:
     with pytest.raises(BreedlineError, match=r"names none of the images, such as pets/pug_0\.jpg"):
         run(pets() | {"test.txt": b"cat_1\n"}, test_list="test.txt")
+
+
+def test_near_duplicates_stand_on_one_side_and_those_who_moved_are_counted(run: Run) -> None:
+    alone = run(pets()).labels.set_index("name")["split"]
+    near = [(f"pets/pug_{n}.jpg", "pets/pug_0.jpg") for n in range(1, 8)]
+    near.append(("pets/pug_9.jpg", "pets/saint_bernard_9.jpg"))
+    out = run(pets(), near=near)
+    split = out.labels.set_index("name")["split"]
+    assert all(split[name] == split[leader] for name, leader in near)
+    assert out.metrics["near_duplicates"] == {
+        "groups": 2,
+        "images": 10,
+        "beside_test": 0,
+        "moved": int((split != alone).sum()),
+    }
+    assert out.metrics["near_duplicates"]["moved"] > 0
+    none = {"groups": 0, "images": 0, "beside_test": 0, "moved": 0}
+    assert run(pets()).metrics["near_duplicates"] == none
+
+
+def test_what_has_no_label_counts_as_no_near_duplicate_but_leads_all_the_same(run: Run) -> None:
+    near = [(f"pets/pug_{n}.jpg", "pets/pug_0.jpg") for n in range(1, 4)]
+    near.append(("pets/saint_bernard_1.jpg", "pets/saint_bernard_0.jpg"))
+    before = run(pets(), near=near)
+    sha256 = before.raw["sha256"]
+    dropped = [f"x,{sha256[f'pets/{name}_0.jpg']},drop,,blurred\n" for name in ("pug", "saint_bernard")]
+    after = run(pets(), "".join(dropped), near)
+    members = [name for name, _ in near]
+    assert (
+        after.labels.set_index("name")["split"][members].tolist()
+        == before.labels.set_index("name")["split"][members].tolist()
+    )
+    assert (after.metrics["near_duplicates"]["groups"], after.metrics["near_duplicates"]["images"]) == (1, 3)
+
+
+def test_near_duplicates_of_a_listed_test_image_stay_out_of_test_and_are_warned_of(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    near = [(f"pets/pug_{n}.jpg", "pets/pug_0.jpg") for n in range(1, 4)]
+    out = run(pets() | {"test.txt": b"pug_2\nsaint_bernard_1\n"}, near=near, test_list="test.txt")
+    tested = out.labels.loc[out.labels["split"] == "test", "name"].tolist()
+    assert tested == ["pets/pug_2.jpg", "pets/saint_bernard_1.jpg"]
+    assert out.metrics["near_duplicates"]["beside_test"] == 3
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "label: 3 images that label.test_list does not name are near-duplicates of some that it names, and stay out of "
+        "test: pets/pug_0.jpg, pets/pug_1.jpg, pets/pug_3.jpg; to train without them, drop them by data/corrections.csv"
+    ]
