@@ -152,6 +152,20 @@ def test_a_group_of_several_classes_fills_no_gap() -> None:
         assert table.groupby("label")["split"].value_counts().unstack()["test"].tolist() == [1, 1]
 
 
+def test_a_group_of_several_classes_stays_where_its_leader_draws_it() -> None:
+    for start in range(0, 60, 6):
+        table = images(6, classes=2, start=start)[:2].assign(label=["a", "b"])
+        leaders = {table["sha256"][1]: table["sha256"][0]}
+        assert set(split(table, valid=0.0, test=0.9999, **leaders)) == {"test"}
+
+
+def test_listed_images_are_none_to_train_on() -> None:
+    for start in range(0, 60, 2):
+        table = images(2, classes=1, start=start)
+        found = split(table, valid=1e-9, listed=(table["sha256"][0],))
+        assert found.tolist() == ["test", "train"]
+
+
 def test_a_fixed_test_split_takes_no_near_duplicates() -> None:
     table = images(1000)
     leaders = {table["sha256"][n + 1]: table["sha256"][n] for n in range(0, 400, 2)}

@@ -62,6 +62,9 @@ def test_each_near_duplicate_is_listed_with_the_first_of_its_group(find: Found) 
 
 def test_equal_files_are_one_content_and_no_near_duplicates(find: Found) -> None:
     assert find({"a": photo(1), "a as it was": photo(1), "b": photo(2)}) == {}
+    again = photo(1, 80)
+    assert find({"a": photo(1), "again": again, "a as it was": photo(1), "and again": again}) == {"again": "a"}
+    assert len(Path("duplicates.csv").read_text().splitlines()) == 2
 
 
 def test_what_cannot_be_decoded_is_passed_over(find: Found) -> None:
@@ -96,7 +99,7 @@ def test_each_content_is_decoded_once_on_a_machine(find: Found, monkeypatch: pyt
     find(files)
     assert decoded == []
     assert Path("duplicates.csv").read_bytes() == before
-    find(files, {"b": photo(2)})
+    find(files, {"b": photo(2), "b as it was": photo(2), "notes.txt": b"no image"})
     assert decoded == [len(photo(2))]
 
 
