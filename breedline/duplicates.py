@@ -14,7 +14,8 @@ frequencies of a discrete cosine transform) is quick to compare, the grey values
 one that was cropped by a tenth, is another image. An image without detail (a white page) resembles all such, and is none's
 near-duplicate. Only pixels count, no pretrained model: a split may not move because the model does.
 
-Each image is compared with every leader: 1e5 images take 1e10 / 2 comparisons of 64 bits at most, which are seconds.
+Each image is compared with every leader, 64 bits at a time: seconds of a processor for 100,000 images and, as the square,
+ten minutes for a million, less than it takes to decode them.
 """
 
 import io
