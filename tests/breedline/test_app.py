@@ -260,7 +260,7 @@ def test_one_photo_at_a_time_is_looked_at() -> None:
 def test_a_photo_that_never_comes_holds_up_nobody(
     monkeypatch: pytest.MonkeyPatch, message: dict[str, str] | None, status: int
 ) -> None:
-    monkeypatch.setattr(app, "SECONDS_TO_UPLOAD", 0.1)
+    monkeypatch.setattr("breedline.page.SECONDS_TO_UPLOAD", 0.1)
     page = client()
     sent: list[Any] = []
 
@@ -315,16 +315,6 @@ def test_the_page_is_whole_in_itself() -> None:
     page = client().get("/").text
     assert re.findall(r"""(?:src|href|action)="([^"]*)""", page) == ["data:,"]
     assert not re.search(r"https?://|@import|url\(|innerHTML|\sstyle=|\son\w+=", page)
-
-
-def test_a_port_that_is_taken() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        with pytest.raises(BreedlineError, match="leave --port out"):
-            app._listener(other.getsockname()[1])
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(app, "PORT", other.getsockname()[1])
-            with app._listener(None) as listener:
-                assert listener.getsockname()[0] == "127.0.0.1"
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "http"])
