@@ -16,8 +16,10 @@ LINE_END = re.compile(r"\r\n|\r|\n")
 def read_corrections(corrections: Path) -> pd.DataFrame:
     """The decisions: name, sha256 (lower case), action (relabel or drop), label, reason; indexed by line number.
 
+    Lines that decide the same about an image, as several people's files have when git merges them, are one decision.
+
     Raises:
-        BreedlineError: a line makes no sense, or two are about the same image.
+        BreedlineError: a line makes no sense, or two decide differently about the same image.
     """
     table = read_csv(corrections, CORRECTION)
     records = [list(table), *table.itertuples(index=False)]
@@ -29,9 +31,12 @@ def read_corrections(corrections: Path) -> pd.DataFrame:
                 f"{corrections}, line {number}: action {action!r} with label {label!r}; "
                 "write relabel and a label, or drop and none"
             )
-    twice = table.loc[table["sha256"].duplicated(), "name"].head(3).tolist()
-    if twice:
-        raise BreedlineError(f"{corrections} has more than one decision on {twice}: leave one line for each")
+    table = table[~table.duplicated(["sha256", "action", "label"])]
+    for _, lines in table[table["sha256"].duplicated(keep=False)].groupby("sha256", sort=False):
+        numbers = " and ".join(map(str, lines.index))
+        raise BreedlineError(
+            f"{corrections} has more than one decision on {lines['name'].iloc[0]!r}: leave one of the lines {numbers}"
+        )
     return table
 
 

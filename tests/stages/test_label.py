@@ -220,6 +220,14 @@ def test_corrections_relabel_and_drop_by_content(run: Run) -> None:
     assert out.metrics["corrections"] == {"applied": 3, "unmatched": 1}
 
 
+def test_people_who_decide_the_same_are_one_decision(run: Run) -> None:
+    """So git may merge their files line by line."""
+    sha256 = run(pets()).raw["sha256"]["pets/pug_1.jpg"]
+    out = run(pets(), f"pets/pug_1.jpg,{sha256},drop,,blurred\npug_1.jpg,{sha256.upper()},drop,,two animals\n")
+    assert out.rejected[["name", "detail"]].to_numpy().tolist() == [["pets/pug_1.jpg", "blurred"]]
+    assert out.metrics["corrections"] == {"applied": 1, "unmatched": 0}
+
+
 def test_a_sha256_in_upper_case_matches_and_each_correction_that_matches_nothing_is_named(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -245,7 +253,7 @@ def test_a_sha256_in_upper_case_matches_and_each_correction_that_matches_nothing
 
 def test_two_decisions_on_one_image_are_refused_whatever_the_case(run: Run) -> None:
     with pytest.raises(BreedlineError, match="has more than one decision"):
-        run(pets(), "a,ab,drop,,\na,AB,drop,,\n")
+        run(pets(), "a,ab,drop,,\na,AB,relabel,pug,\n")
 
 
 def test_corrections_that_drop_every_image_are_refused(run: Run) -> None:
@@ -270,7 +278,7 @@ def test_a_correction_settles_a_conflict(run: Run) -> None:
         ("a,1,relabel,,", "write relabel and a label"),
         ("a,1,drop,x,", "or drop and none"),
         ('"a\nb",1,drop,,\n\na,2,drop,x,', "line 5: action 'drop'"),
-        ("a,1,drop,,\na,1,drop,,", "has more than one decision"),
+        ("a,1,drop,,\nb,2,drop,,\na,1,relabel,x,", "more than one decision on 'a': leave one of the lines 2 and 4"),
     ],
 )
 def test_a_correction_that_makes_no_sense_is_refused(run: Run, line: str, expected: str) -> None:
