@@ -11,6 +11,14 @@ from breedline.errors import BreedlineError
 
 NEIGHBOURS = "reports/evaluate/neighbours.safetensors"
 """Where evaluate leaves training photos to show, beside the folder of the bundle."""
+REVIEWED = {
+    "suspects": "reports/suspects.csv",
+    "presized": "data/presized",
+    "labels": "data/labels.csv",
+    "corrections": "data/corrections.csv",
+    "kept": "data/kept.csv",
+}
+"""What a review reads and writes."""
 SET_UP = "`make plan` in a clone sets up the whole environment"
 
 
@@ -82,6 +90,13 @@ def app(model: str, neighbours: str | None, port: int | None) -> None:
     bundle = bundle_of(model)
     beside = bundle.absolute().parent / NEIGHBOURS
     main(bundle, Path(neighbours) if neighbours else beside, port, needed=neighbours is not None)
+
+
+def review(port: int | None) -> None:
+    """Decide which labels are wrong, on a page for this machine alone; each decision is a line of a table in data/."""
+    from breedline.review import main
+
+    main(**{name: Path(path) for name, path in REVIEWED.items()}, port=port)
 
 
 def completion(shell: str) -> None:
@@ -185,7 +200,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--neighbours", metavar="FILE", help=f"training photos to show the most similar of ({NEIGHBOURS}, if it fits)"
     )
-    command.add_argument("--port", type=_port, metavar="N", help="of 127.0.0.1 (8000, or another if that is taken)")
+    at_port: dict[str, Any] = {
+        "type": _port,
+        "metavar": "N",
+        "help": "of 127.0.0.1 (8000, or another if that is taken)",
+    }
+    command.add_argument("--port", **at_port)
+    add(review).add_argument("--port", **at_port)
     add(completion).add_argument("shell", choices=["bash", "zsh", "tcsh"])
     return parser
 

@@ -17,7 +17,19 @@ from flows import cli
 
 ROOT = Path(__file__).parents[2]
 BREEDLINE = Path(sys.executable).with_name("breedline")
-SUBCOMMANDS = ["plan", "run", "retrain", "watch", "score", "serve", "verify-remote", "predict", "app", "completion"]
+SUBCOMMANDS = [
+    "plan",
+    "run",
+    "retrain",
+    "watch",
+    "score",
+    "serve",
+    "verify-remote",
+    "predict",
+    "app",
+    "review",
+    "completion",
+]
 HEAVY = {"prefect", "dvc", "torch", "fastai", "pandas", "PIL", "pydantic"}
 WATCHED = f"""
 import sys
