@@ -139,8 +139,10 @@ class Decisions:
                 decided[row.sha256] = Decision(*row)
         return decided
 
-    def decide(self, decision: Decision, former: str | None) -> None:
+    def decide(self, decision: Decision, former: str | None) -> Decision:
         """Write a decision in place of the one whose label is `former`, or where there is none, if that is None.
+
+        Returns the one that is then in the tables: somebody else's, if that says the same.
 
         Raises:
             Meanwhile: the tables say neither that nor the same as the new one.
@@ -149,7 +151,7 @@ class Decisions:
         with self._alone():
             found = self.read().get(decision.sha256)
             if found and found.label == decision.label:
-                return
+                return found
             if found and found.label != former:
                 raise Meanwhile(found)
             target, other = (self.kept, self.corrections) if decision.action == KEEP else (self.corrections, self.kept)
@@ -159,6 +161,7 @@ class Decisions:
                 (other, other.replace(decision.sha256)),
             ]
             self._changes.append(Change(decision, replaced))
+            return decision
 
     def undo(self) -> str | None:
         """Take back the last decision that was made here, and return the sha256 of its image; None if there is none.

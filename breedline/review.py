@@ -157,9 +157,7 @@ class Review:
         reason = (
             f"review: {one.suggested} {one.suggested_probability:.0%} against {one.label} {one.label_probability:.0%}"
         )
-        decision = Decision(one.name, one.sha256, asked.action, label, reason)
-        self.decisions.decide(decision, asked.former)
-        return self.decisions.read()[one.sha256]
+        return self.decisions.decide(Decision(one.name, one.sha256, asked.action, label, reason), asked.former)
 
 
 def read_suspects(path: Path) -> list[Suspect]:

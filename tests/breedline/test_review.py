@@ -535,6 +535,7 @@ def test_three_hundred_cards_in_ten_minutes(long: bool, capsys: pytest.CaptureFi
             f"{statistics.median(took):.0f} ms (the longest {max(took):.0f}), {late} frames without it"
         )
     assert seconds < SECONDS_FOR_300 * cards / 300
+    assert late <= cards / 10  # on a machine that does much else meanwhile
     decided = read_corrections(Path("data/corrections.csv")).set_index("name")["action"].to_dict()
     decided |= dict.fromkeys(read_csv(Path("data/kept.csv"), KEPT)["name"], "keep")
     actions = ["relabel", "keep", "drop", "relabel"]
