@@ -209,11 +209,12 @@ def test_git_merges_what_several_people_decide() -> None:
         both.decide(decision, None)
     git("commit", "-qam", "one")
     git("checkout", "-q", "main")
-    for decision in (about("a"), about("d", "keep"), about("e"), about("f", "drop")):
+    for decision in (about("e"), about("d", "keep"), about("f", "drop"), about("a")):
         both.decide(decision, None)
     git("commit", "-qam", "two")
     git("merge", "-q", "--no-edit", "one")
     assert git("status", "--porcelain") == ""
+    assert corrections.read_text().count(line("a")) == 2
     with pytest.raises(BreedlineError, match=r"more than one decision on 'f\.jpg': leave one of the lines"):
         both.read()
     one_of_both = corrections.read_text().replace(line("f", "drop", ""), "")
