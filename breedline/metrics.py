@@ -32,18 +32,26 @@ def summary(probabilities: np.ndarray, target: np.ndarray, top_k: int) -> dict[s
 
 
 def calibration_error(probabilities: np.ndarray, target: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error (Guo et al., 2017).
+    """Expected calibration error (Guo et al., 2017): the mean of |confidence - accuracy| over the images' bins.
 
-    Images are sorted into `bins` bins of equal width by their confidence, the highest probability; the error is the mean
-    of |confidence - accuracy| over the bins, weighted by their number of images. 0 is perfect, 1 the worst.
+    The confidence of an image is its highest probability. 0 is perfect, 1 the worst.
     """
-    confidence = probabilities.max(1)
-    right = probabilities.argmax(1) == target
+    return gap(*by_confidence(probabilities.max(1), probabilities.argmax(1) == target, bins))
+
+
+def by_confidence(
+    confidence: np.ndarray, right: np.ndarray, bins: int = BINS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images sorted into `bins` bins of equal width by their confidence: for each, its images, their sum of confidences
+    and how many of them are `right`."""
     which = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = (
-        abs(confidence[which == b].mean() - right[which == b].mean()) * (which == b).mean() for b in np.unique(which)
-    )
-    return float(sum(gaps))
+    images, sure, correct = (np.bincount(which, weights, bins) for weights in (None, confidence, right))
+    return images, sure, correct
+
+
+def gap(images: np.ndarray, sure: np.ndarray, right: np.ndarray) -> float:
+    """The calibration error of what `by_confidence` gives."""
+    return float(np.abs(sure - right).sum() / images.sum())
 
 
 def per_class(classes: list[str], predicted: np.ndarray, target: np.ndarray) -> pd.DataFrame:

@@ -242,6 +242,13 @@ class Evaluate(_Section):
     """
 
 
+class Report(_Section):
+    """Settings of the report stage."""
+
+    thumbnails: int = Field(ge=0, le=1000)
+    """Small pictures in the page, at most: of mistakes, suspects, near-duplicates and what was right."""
+
+
 class Bundle(_Section):
     """Settings of the bundle stage."""
 
@@ -302,6 +309,7 @@ class Params(_Section):
     presize: Presize
     train: Train
     evaluate: Evaluate
+    report: Report
     bundle: Bundle
     gate: Gate
     score: Score

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Field, TypeAdapter
 from ruamel.yaml import YAML
 
 from breedline.code import EXEMPT, code_of
+from breedline.edge import PARAMS
 from breedline.errors import BreedlineError, NetworkError
 from breedline.params import Params, load_params
 from flows.policy import policy_of
@@ -28,6 +29,8 @@ ROOT = Path(__file__).parents[1]
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES: dict[str, dict[str, Any]] = DVC["stages"]
 PYTHON = sorted([*ROOT.glob("stages/*.py"), *ROOT.glob("breedline/*.py")])
+TEMPLATES = (".html", ".css", ".js")
+"""What pages are made of; they lie beside the code, and decide bytes as it does."""
 EMPTY = inspect.Parameter.empty
 
 each_stage = pytest.mark.parametrize("name", STAGES)
@@ -87,7 +90,8 @@ def test_inputs_are_the_dependencies_and_outputs_the_outs(name: str) -> None:
     inputs = {p.name for p in _parameters(name) if p.annotation is Path and p.kind is p.POSITIONAL_OR_KEYWORD}
     outputs = {p.name for p in _parameters(name) if p.annotation is Path and p.kind is p.KEYWORD_ONLY}
     flags = _flags(name)
-    assert {flags[p] for p in inputs} == {path for path in STAGES[name]["deps"] if not path.endswith(".py")}
+    data = {path for path in STAGES[name]["deps"] if not path.endswith((".py", *TEMPLATES))}
+    assert {flags[p] for p in inputs} == data
     assert {flags[p] for p in outputs} == _written(name)
 
 
@@ -129,6 +133,20 @@ def test_a_stage_depends_on_the_code_that_it_imports_but_for_what_is_exempt(name
     assert {path.relative_to(ROOT).as_posix() for path in code_of(ROOT / f"stages/{name}.py")} == files
 
 
+@each_stage
+def test_a_stage_depends_on_what_its_pages_are_made_of(name: str) -> None:
+    beside = {path.name: path for path in ROOT.glob("breedline/*.*") if path.suffix in TEMPLATES}
+    found: set[Path] = set()
+    waiting = [ROOT / path for path in STAGES[name]["deps"] if path.endswith(".py")]
+    while waiting:
+        text = waiting.pop().read_text("utf-8")
+        named = {beside[file] for file in re.findall(r'"([a-z_]+\.[a-z]+)"', text) if file in beside} - found
+        found |= named
+        waiting += named
+    listed = {path for path in STAGES[name]["deps"] if path.endswith(TEMPLATES)}
+    assert listed == {path.relative_to(ROOT).as_posix() for path in found}
+
+
 def test_what_is_exempt_is_imported_and_says_why(imports: grimp.ImportGraph) -> None:
     used = set().union(*(imports.find_upstream_modules(f"stages.{name}") for name in STAGES))
     assert set(EXEMPT) <= used
@@ -158,7 +176,7 @@ def _strings(path: Path) -> Iterator[tuple[int, str]]:
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_no_path_of_the_pipeline_is_written_in_python(path: Path) -> None:
     paths = set().union(*map(_written, STAGES), *(_paths(stage["deps"]) for stage in STAGES.values()))
-    data = {path for path in paths if not path.endswith(".py")}
+    data = {path for path in paths if not path.endswith((".py", *TEMPLATES))} - {str(PARAMS)}
     folders = tuple({f"{path.split('/')[0]}/" for path in data})
     assert [(line, text) for line, text in _strings(path) if text in data or text.startswith(folders)] == []
 
