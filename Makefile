@@ -13,7 +13,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 # `dvc` runs each stage's `python`: the one of this environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock presize-cluster-demo bench-presize bench-seeds bench-orchestration bench-cpu bench-gpu bench-accuracy bench-startup bench-predict bench-scale bench-gate bench-duplicates clean
+.PHONY: repro plan serve verify-remote test test-fast test-long test-gpu check format picture lock presize-cluster-demo bench-presize bench-seeds bench-orchestration bench-cpu bench-gpu bench-accuracy bench-startup bench-predict bench-scale bench-gate bench-duplicates bench-suspects clean
 
 repro: $(READY)
 	dvc repro
@@ -115,6 +115,10 @@ bench-scale: $(READY)
 # How often the gate is wrong, simulated.
 bench-gate: $(READY)
 	python -m benchmarks.gate
+
+# SOURCE=the pets; TABLES="--labels=NOISY --truth=TRUE" about the images of data/presized.
+bench-suspects: $(READY)
+	python -m benchmarks.suspects $(if $(SOURCE),--source $(SOURCE)) $(TABLES)
 
 clean:
 	rm -rf $(VENV)

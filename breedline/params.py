@@ -163,6 +163,14 @@ class Presize(_Section):
     """JPEG quality of what has to be encoded anew."""
 
 
+class Suspects(_Section):
+    """Settings of the suspects stage."""
+
+    batch_size: BatchSize
+    most: Annotated[int, Field(ge=1, le=100_000)]
+    """Lines of each of its tables, at most: the worst are kept."""
+
+
 class Augment(_Section):
     """fastai's `aug_transforms`: how far each training image may be changed."""
 
@@ -307,6 +315,7 @@ class Params(_Section):
     duplicates: Duplicates
     label: Label
     presize: Presize
+    suspects: Suspects
     train: Train
     evaluate: Evaluate
     report: Report

@@ -213,7 +213,7 @@ def test_what_is_published_is_an_output() -> None:
 def test_what_a_stage_says_to_prefect_is_understood(name: str) -> None:
     policy = policy_of(name, STAGES[name]["meta"])
     outs = _written(name)
-    assert all({str(parent) for parent in Path(path).parents} & outs for path in policy.show)
+    assert all({path, *map(str, Path(path).parents)} & outs for path in policy.show)
 
 
 def test_a_mistake_in_a_label_is_never_tried_again_and_the_network_is() -> None:
