@@ -113,7 +113,7 @@ class Classifier:
         found = []
         for result in self.stream(several, top=top, min_confidence=min_confidence):
             if isinstance(result, Unreadable):
-                raise BreedlineError(f"{result.source!r} is no usable photo ({result.reason}): leave it out")
+                raise _unusable(result.source, result)
             found.append(result)
         return found
 
@@ -133,12 +133,30 @@ class Classifier:
         if top < 1:
             raise BreedlineError(f"top is {top}: ask for at least 1 class")
         least = self.spec.none_below if min_confidence is None else min_confidence
+        for source, answer in self._answers(photos):
+            yield answer if isinstance(answer, Unreadable) else self._named(source, answer, top, least)
+
+    def probabilities(self, photos: Iterable[Source]) -> np.ndarray:
+        """(photos, classes): how probable each of `spec.classes` is.
+
+        Raises:
+            BreedlineError: as `predict`.
+        """
+        found = []
+        for source, answer in self._answers(photos):
+            if isinstance(answer, Unreadable):
+                raise _unusable(source, answer)
+            found.append(answer)
+        return np.array(found).reshape(-1, len(self.spec.classes))
+
+    def _answers(self, photos: Iterable[Source | Unreadable]) -> Iterator[tuple[str, np.ndarray | Unreadable]]:
+        """Name and probabilities (classes,) of each photo, in their order."""
         views = self._views(photos, 2 * self.batch_size + self._cores)
         while batch := list(islice(views, self.batch_size)):
             seen = [view for _, view in batch if not isinstance(view, Unreadable)]
             probabilities = iter(self._probabilities(np.stack(seen)) if seen else ())
             for source, view in batch:
-                yield view if isinstance(view, Unreadable) else self._named(source, next(probabilities), top, least)
+                yield source, view if isinstance(view, Unreadable) else next(probabilities)
 
     def _views(
         self, photos: Iterable[Source | Unreadable], ahead: int
@@ -245,6 +263,10 @@ def _checked(session: Any, spec: BundleSpec) -> tuple[str, int]:
         f"the bundle's {ONNX} does not lead from images (batch, 3, {size}, {size}) to logits "
         f"(batch, {classes}), and at most features beside, as {spec.arch} should: {RESTORE}"
     )
+
+
+def _unusable(source: str, why: Unreadable) -> BreedlineError:
+    return BreedlineError(f"{source!r} is no usable photo ({why.reason}): leave it out")
 
 
 def _in_memory(photo: Source | Unreadable) -> str | Path | bytes | Unreadable:

@@ -51,6 +51,14 @@ def show_scores(labels: Mapping[str, int]) -> None:
     _create_table(rows[:ROWS], key="scores", description="New photos with each label")
 
 
+def show_decision(verdict: str, rows: list[dict[str, Any]], changed: pd.DataFrame) -> None:
+    """Show what the gate says, with its reasons and numbers; and the images that only one of both models gets right."""
+    _create_table(rows, key="decision", description=f"The gate says: {verdict}")
+    if len(changed):
+        cells = json.loads(changed.head(ROWS).to_json(orient="records"))
+        _create_table(cells, key="changed-answers", description="Test images that only one of both models gets right")
+
+
 def changes(table: dict[str, tuple[float | None, float | None]]) -> list[dict[str, Any]]:
     """Metrics as rows of a table: committed value, present value, difference. Changed metrics come first."""
     rows = [

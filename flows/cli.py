@@ -68,6 +68,20 @@ def serve() -> None:
     main()
 
 
+def gate() -> None:
+    """Tell what the gate would say of the model in this folder, and why; nothing is recorded."""
+    from flows.judge import main
+
+    main()
+
+
+def rollback(to: str | None) -> None:
+    """Put the version before into production again, for everybody; the tag that does it is the record."""
+    from flows.registry import roll_back
+
+    print(roll_back(Path(), to))
+
+
 def verify_remote(deep: bool) -> int:
     """Ask the DVC remote for every object that dvc.lock names; what is missing or altered is sent again."""
     from flows.verify_remote import main
@@ -168,6 +182,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--deployment", default="retrain/on-demand", help="what to start (retrain/on-demand)")
     command.add_argument("--publish", **publish)
     add(score).add_argument("--ref", default="main", help="a branch, tag or commit (main)")
+    add(gate)
+    add(rollback).add_argument("--to", metavar="VERSION", help="another version, such as v1.2.0")
     add(serve)
     add(verify_remote).add_argument(
         "--deep", action="store_true", help="read every object, whatever checksum the remote tells"
@@ -175,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     model: dict[str, Any] = {
         "default": "models",
         "metavar": "DIR",
-        "help": "a bundle's folder, or a git revision that has one (models)",
+        "help": "a bundle's folder, a git revision that has one, or what is in production: classifier#prod (models)",
     }
     command = add(predict)
     command.add_argument("paths", nargs="+", metavar="PATH")

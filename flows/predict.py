@@ -9,12 +9,11 @@ import glob
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
 
@@ -22,6 +21,8 @@ from breedline.bundle import SPEC, read_bundle
 from breedline.classifier import MAX_BYTES, Classifier, Photo, Prediction, Unreadable
 from breedline.errors import BreedlineError
 from breedline.files import cache_dir, new_folder
+from flows.git_command import GitError, git
+from flows.registry import assigned
 
 IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 """Suffixes of what is taken for a photo unseen; of other files in folders and archives their first bytes decide."""
@@ -77,7 +78,7 @@ def shown(text: str) -> str:
 
 
 def bundle_of(model: str) -> Path:
-    """The folder `model`, or the bundle of that git revision, which is fetched once into the cache."""
+    """The folder `model`, or the bundle of that git revision or stage (`classifier#prod`), fetched once into the cache."""
     folder = Path(model)
     if folder.exists() or not (commit := _commit(model)):
         return folder
@@ -98,16 +99,14 @@ def fetched_bundle(root: Path, commit: str) -> Path:
     return fetched
 
 
-def _git(*arguments: str) -> str:
-    """What git answers; nothing where it fails, or is not there."""
-    try:
-        return subprocess.run(["git", *arguments], text=True, capture_output=True).stdout.strip()
-    except OSError:
-        return ""
-
-
-def _commit(revision: str) -> str:
-    return _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+def _commit(model: str) -> str:
+    """The commit that `model` names; nothing where there is none, or no git."""
+    name, _, stage = model.partition("#")
+    with suppress(GitError):
+        if name and stage and (history := assigned(Path(), name, stage)):
+            return history[-1]
+        return git(Path(), "rev-parse", "--verify", "--quiet", "--end-of-options", f"{model}^{{commit}}")
+    return ""
 
 
 def _root() -> Path:

@@ -21,12 +21,11 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
 from dvc_data.index import DataIndexDirError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from breedline.errors import BreedlineError
 from breedline.fetch import reaching
 from breedline.progress import progress
+from flows.registry import model_in
 from flows.repo import opened
 
 READERS = 4
@@ -186,13 +185,8 @@ def get_model(root: Path, commit: str, folder: Path) -> None:
         reaching("DVC remote", ".dvc/config"),
         contextlib.closing(DVCFileSystem(str(root), rev=commit)) as files,
     ):
-        try:
-            artifacts = YAML(typ="safe").load(files.read_bytes("dvc.yaml"))["artifacts"].values()
-            (path,) = (artifact["path"] for artifact in artifacts if artifact.get("type") == "model")
-        except (OSError, YAMLError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise BreedlineError(
-                f"dvc.yaml of {commit[:12]} names no model, or several: name a commit that has one artifact of type `model`"
-            ) from error
+        text = files.read_bytes("dvc.yaml") if files.exists("dvc.yaml") else b""
+        path = model_in(text, commit[:12]).path
         try:
             for name in files.ls(path, detail=False):
                 files.get_file(name, str(folder / Path(name).name))

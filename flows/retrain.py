@@ -10,8 +10,9 @@ from prefect.client.schemas.objects import State
 from breedline.errors import BreedlineError, NetworkError
 from breedline.params import ParamsError, load_params
 from flows import publish as transaction
-from flows.artifacts import changes
-from flows.gate import Decision, decide
+from flows.artifacts import changes, show_decision
+from flows.decisions import write
+from flows.judge import Judgement, judge
 from flows.names import run_name
 from flows.pipeline import run_stages
 from flows.plan import Action, plan
@@ -27,6 +28,9 @@ FOR_COMMITTERS = ("download", "weights", "gate", "score")
 be written to any, and a wider gate would publish anything. Whoever only asks for a run decides none of these."""
 
 
+SAME = "the model gives the same answers as the champion"
+
+
 @flow(name="retrain", flow_run_name=run_name, persist_result=False)
 def retrain(
     repository: str | None = None,
@@ -35,7 +39,7 @@ def retrain(
     force: list[str] | None = None,
     publish: bool = True,
 ) -> State[Any]:
-    """Run the pipeline in a private clone, and publish what passes the gate: data to the DVC remote, then a commit.
+    """Run the pipeline in a private clone, and publish what passes the gate: data to the DVC remote, then a commit and tags.
 
     Args:
         repository: what to clone: what the folder of this process was cloned from, or one that
@@ -99,25 +103,41 @@ def _pull(root: Path, processes: Processes) -> str:
 
 
 def _publish(clone: Workspace, processes: Processes) -> State[Any]:
-    if not transaction.changed(clone.root):
+    """Judge the challenger and do what the gate says; the decision is committed whatever it is, but only once."""
+    root = clone.root
+    if not transaction.changed(root):
         return Outcome.UNCHANGED.state("everything is as it was published")
-    table = metrics(clone.root)
-    decision = in_task("gate", lambda: decide(load_params(clone.root / PARAMS).gate, table))
-    if not decision.publish:
-        return Outcome.HELD.state(decision.why)
-    in_task("push", lambda: _dvc(processes, clone.root, "push"))
-    in_task("verify", lambda: transaction.verified(clone.root))
-    commit = in_task("commit", lambda: transaction.commit(clone, _message(decision, table)))
-    return Outcome.PUBLISHED.state(f"{commit} on {clone.branch}: {decision.why}")
+    judgement = in_task("gate", lambda: judge(root))
+    if judgement:
+        show_decision(judgement.record.verdict, judgement.rows(), judgement.changed)
+        if judgement.known and judgement.known.published:
+            return Outcome.HELD.state(
+                f"this model was published on {judgement.known.time:%Y-%m-%d} and rolled back since: "
+                "`breedline rollback --to` puts it into production again"
+            )
+        if not judgement.decision.publish:
+            if not judgement.known:
+                path = write(root, judgement.record)
+                in_task("record", lambda: transaction.record(clone, _subject("Held", judgement), path))
+            return Outcome.HELD.state(str(judgement))
+    in_task("push", lambda: _dvc(processes, root, "push"))
+    in_task("verify", lambda: transaction.verified(root))
+    decision = write(root, judgement.record) if judgement else None
+    message = "\n".join([_subject("Retrain", judgement), "", *_numbers(metrics(root))])
+    commit = in_task("commit", lambda: transaction.commit(clone, message, decision))
+    return Outcome.PUBLISHED.state(f"{commit} on {clone.branch}: {judgement or SAME}")
 
 
-def _message(decision: Decision, table: dict[str, tuple[float | None, float | None]]) -> str:
-    lines = [
+def _subject(what: str, judgement: Judgement | None) -> str:
+    return f"{what}: {judgement.why if judgement else SAME}{transaction.SKIP_CI}"
+
+
+def _numbers(table: dict[str, tuple[float | None, float | None]]) -> list[str]:
+    return [
         f"{row['metric']}: {row['committed']} -> {row['now']}"
         for row in changes(table)
         if row["committed"] != row["now"]
     ]
-    return "\n".join([f"Retrain: {decision.why} [skip ci]", "", *lines])
 
 
 def _dvc(processes: Processes, root: Path, *arguments: str) -> str:

@@ -28,11 +28,12 @@ from breedline.params import load_params
 from breedline.tables import read_csv, write_csv
 from breedline.version import VERSION_FIELDS
 from flows.artifacts import show_scores
+from flows.git_command import git
 from flows.names import run_name
 from flows.predict import IMAGES, fetched_bundle
 from flows.states import Outcome
 from flows.tasks import in_task
-from flows.workspace import PARAMS, git, workspace
+from flows.workspace import PARAMS, workspace
 
 PART = 1000
 """Photos in a part, which is what a killed run loses at most."""

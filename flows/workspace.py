@@ -5,7 +5,6 @@ import itertools
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from breedline.errors import BreedlineError
 from breedline.files import cache_dir, new_file
 from breedline.params import ParamsError, load_params
 from breedline.urls import redacted
+from flows.git_command import GitError, git
 from flows.repo import share_cache
 
 PARAMS = "params.yaml"
@@ -27,8 +27,6 @@ REPOSITORIES = "BREEDLINE_REPOSITORIES"
 """The environment variable that names what may be cloned besides the checkout's own origin, separated by blanks."""
 REMOTE = re.compile(r"[^/]*:")
 """What git takes for a url, not a folder: `https://host/…`, `user@host:path`, `ext::command`."""
-PROTOCOLS = "file:git:http:https:ssh"
-"""Transports that git may use unless GIT_ALLOW_PROTOCOL is set; `ext` would run a command from the url."""
 
 
 @dataclass(frozen=True)
@@ -121,35 +119,6 @@ def _check_out(folder: Path, ref: str) -> str | None:
         raise BreedlineError(f"there is no branch, tag or commit called {ref[:200]!r}") from None
     git(folder, "checkout", "--quiet", "--detach", commit)
     return None
-
-
-class GitError(BreedlineError):
-    """A git command that failed."""
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """What git prints, without the end of the line; it never asks for a password.
-
-    Raises:
-        GitError: with git's own words; or there is no git, or it cannot be given such arguments (a NUL).
-    """
-    environment = {"GIT_ALLOW_PROTOCOL": PROTOCOLS, **os.environ, "GIT_TERMINAL_PROMPT": "0"}
-    command = next(word for word in arguments if not word.startswith("-") and "=" not in word)
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-        )
-    except (OSError, ValueError) as error:
-        raise GitError(f"git {command}: {error}") from error
-    if done.returncode:
-        raise GitError(f"git {command}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
-    return done.stdout.strip()
 
 
 def origin_of(checkout: Path) -> str:

@@ -52,13 +52,13 @@ def graph(
     return model.SerializeToString()
 
 
-def bundle(content: bytes | None = None, **others: Any) -> Path:
-    """A bundle whose graph is `content`, in the folder models."""
-    folder = Path("models")
+def bundle(content: bytes | None = None, folder: Path = Path("models"), **others: Any) -> Path:
+    """A bundle whose graph is `content`."""
     folder.mkdir()
-    for name in (CARD, CONFIG, WEIGHTS):
+    for name in (CARD, CONFIG):
         (folder / name).write_bytes(b"{}")
-    (folder / ONNX).write_bytes(graph() if content is None else content)
+    for name in (ONNX, WEIGHTS):  # which stand for the same numbers
+        (folder / name).write_bytes(graph() if content is None else content)
     fixed = {"arch": "tiny", "classes": CLASSES, "preprocessing": HOW, "loss": "cross_entropy", "temperature": 1.0}
     fixed |= {"none_below": 0.5, "data": {}, "code": "0" * 64, "versions": {}}
     seal(folder, **(fixed | others))

@@ -22,6 +22,7 @@ from breedline.code import EXEMPT, code_of
 from breedline.edge import PARAMS
 from breedline.errors import BreedlineError, NetworkError
 from breedline.params import Params, load_params
+from flows import judge
 from flows.policy import policy_of
 from flows.serve import POOL
 
@@ -207,6 +208,10 @@ def test_what_is_plotted_is_an_output(path: str) -> None:
 
 def test_what_is_published_is_an_output() -> None:
     assert {artifact["path"] for artifact in DVC["artifacts"].values()} <= set().union(*map(_written, STAGES))
+
+
+def test_what_the_gate_reads_is_an_output() -> None:
+    assert {judge.LABELS, judge.PRESIZED} <= set().union(*map(_written, STAGES))
 
 
 @each_stage

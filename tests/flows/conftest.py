@@ -19,6 +19,7 @@ from s3fs import S3FileSystem
 
 from flows.plan import Action
 from tests.flows.served import Served, serving
+from tests.flows.tiny import images
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,18 +113,23 @@ stages:
     cmd: echo train >> $RAN; python train.py ${train.epochs}
     deps: [raw, train.py]
     params: [train]
-    outs: [models]
+    outs: [models, bundle]
     metrics:
       - metrics/evaluate.json: {cache: false}
+artifacts:
+  classifier: {path: bundle, type: model}
 """
-TRAIN = """
+TRAIN = f"""
 import json, pathlib, sys
+sys.path.insert(0, {str(ROOT)!r})
+from tests.flows.tiny import train
 epochs = int(sys.argv[1])
 pathlib.Path("models").mkdir()
 pathlib.Path("models/weights").write_text(pathlib.Path("raw/a.txt").read_text() * epochs)
-pathlib.Path("models/bundle").write_text(f"{epochs} epochs")
+pathlib.Path("models/bundle").write_text(f"{{epochs}} epochs")
 pathlib.Path("metrics").mkdir(exist_ok=True)
-pathlib.Path("metrics/evaluate.json").write_text(json.dumps({"test": {"accuracy": 1 - 1 / (1 + epochs)}}))
+pathlib.Path("metrics/evaluate.json").write_text(json.dumps({{"test": {{"accuracy": 1 - 1 / (1 + epochs)}}}}))
+train(1 / (1 + epochs), pathlib.Path("bundle"))
 """
 
 
@@ -205,9 +211,13 @@ def _published(tmp_path_factory: pytest.TempPathFactory, s3: S3FileSystem) -> Pa
         files = {"dvc.yaml": PUBLISHED, "train.py": TRAIN, "source.txt": "a picture\n"}
         for name, content in {
             **files,
-            "params.yaml": ROOT.joinpath("params.yaml").read_text().replace("epochs: 6", "epochs: 12"),
+            "params.yaml": ROOT.joinpath("params.yaml")
+            .read_text()
+            .replace("epochs: 6", "epochs: 12")
+            .replace("max_slowdown: 2", "max_slowdown: 1000"),
         }.items():
             project.work.joinpath(name).write_text(content)
+        images(project.work)
         project.run("dvc", "remote", "add", "--quiet", "--local", "--default", "store", str(folder / "store"))
         project.run("dvc", "repro", "--quiet")
         project.run("dvc", "push", "--quiet")

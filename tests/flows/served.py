@@ -18,15 +18,20 @@ import httpx
 import psutil
 from ruamel.yaml import YAML
 
+from tests.flows.tiny import images
+
 ROOT = Path(__file__).parents[2]
-TRAIN = """
+TRAIN = f"""
 import json, pathlib, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from tests.flows.tiny import train
 epochs, seconds = int(sys.argv[1]), float(sys.argv[2])
 time.sleep(seconds)
 for folder in ("models", "metrics"):
     pathlib.Path(folder).mkdir(exist_ok=True)
 pathlib.Path("models/model").write_text("x" * epochs)
-pathlib.Path("metrics/evaluate.json").write_text(json.dumps({"test": {"accuracy": 1 - 1 / epochs}}))
+pathlib.Path("metrics/evaluate.json").write_text(json.dumps({{"test": {{"accuracy": 1 - 1 / epochs}}}}))
+train(1 / epochs, pathlib.Path("bundle"))
 """
 DVC_YAML = """
 stages:
@@ -40,9 +45,11 @@ stages:
     cmd: python train.py ${train.epochs} ${train.base_lr}
     deps: [raw, train.py]
     params: [train]
-    outs: [models]
+    outs: [models, bundle]
     metrics: [metrics/evaluate.json: {cache: false}]
     meta: {prefect: {retries: 3, retry_on: [137, 143], resources: [gpu]}}
+artifacts:
+  classifier: {path: bundle, type: model}
 """
 
 
@@ -104,8 +111,9 @@ class Served:
             shutil.copyfile(ROOT / name, self.work / name)
         for name, content in {"train.py": TRAIN, "dvc.yaml": DVC_YAML, "source.txt": "1"}.items():
             (self.work / name).write_text(content)
+        images(self.work)
         self.shell(f"git checkout -q -B main && dvc init -q && dvc remote add -q -d store {self.folder / 'store'}")
-        self.push(label={"seed": 1}, train={"epochs": 10, "base_lr": 0.5})
+        self.push(label={"seed": 1}, train={"epochs": 10, "base_lr": 0.5}, gate={"max_slowdown": 1000})
 
     def stop(self) -> None:
         """As by Ctrl-C."""

@@ -23,6 +23,8 @@ SUBCOMMANDS = [
     "retrain",
     "watch",
     "score",
+    "gate",
+    "rollback",
     "serve",
     "verify-remote",
     "predict",

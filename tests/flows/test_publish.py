@@ -11,11 +11,12 @@ import pytest
 from dvc.repo import Repo
 
 from breedline.errors import BreedlineError
-from flows import publish
+from flows import publish, registry
+from flows.git_command import GitError, git
 from flows.plan import Action, plan
-from flows.publish import Lost, changed, commit
+from flows.publish import Lost, changed, commit, record
 from flows.remote import stored, upload
-from flows.workspace import GitError, Workspace, git, override
+from flows.workspace import Workspace, override
 
 pytestmark = pytest.mark.slow
 SETTLED = {"dvc.lock", "params.yaml", "metrics/evaluate.json"}
@@ -231,3 +232,66 @@ def test_a_repository_that_is_gone_is_told_in_git_s_words(project: Any, trained:
     project.origin.rename(project.origin.with_name("elsewhere"))
     with pytest.raises(GitError, match=r"origin\.git"):
         commit(trained, "ours")
+
+
+def decision(root: Path) -> str:
+    (root / "decisions").mkdir()
+    (root / "decisions/1.json").write_text("{}")
+    return "decisions/1.json"
+
+
+def tags_of(project: Any) -> dict[str, str]:
+    """The commit of each tag that everybody sees."""
+    lines = project.git("tag", "--format=%(refname:strip=2) %(*objectname)", at=project.origin).splitlines()
+    return dict(line.split() for line in lines)
+
+
+def test_a_release_is_tags_on_the_commit_that_gets_there(
+    project: Any, trained: Workspace, before_push: Callable[..., list[int]]
+) -> None:
+    pushes = before_push(lambda _: project.push_elsewhere(notes_md="unrelated"))
+    commit(trained, "ours [skip ci]\n\nand why", decision(trained.root))
+    assert len(pushes) == 2
+    assert tags_of(project) == {"classifier#prod#1": project.tip(), "classifier@v1.0.0": project.tip()}
+    assert files_of(project, "main") == SETTLED | {"decisions/1.json"}
+    assert project.git("tag", "--list", "--format=%(contents:subject)", "*#*", at=project.origin) == "ours"
+
+
+@pytest.mark.parametrize("hook", ["update", "pre-receive"])
+def test_a_remote_that_refuses_the_tag_gets_no_commit_either(project: Any, trained: Workspace, hook: str) -> None:
+    path = project.origin / "hooks" / hook
+    path.parent.mkdir(exist_ok=True)
+    refused = "$1" if hook == "update" else "$(cat)"
+    path.write_text(f'#!/bin/sh\ncase "{refused}" in *refs/tags/*) echo no tags; exit 1;; esac\n')
+    path.chmod(0o755)
+    before = project.tip()
+    with pytest.raises(GitError, match="no tags"):
+        commit(trained, "ours", decision(trained.root))
+    assert (project.tip(), tags_of(project)) == (before, {})
+    assert git(trained.root, "tag", "--list") == ""
+
+
+def test_another_model_in_production_meanwhile_wins(
+    project: Any, trained: Workspace, before_push: Callable[..., list[int]]
+) -> None:
+    def happen(_: int) -> None:
+        registry.release(project.work, "theirs")
+        project.git("push", "--quiet", "--tags")
+
+    before, pushes = project.tip(), before_push(happen)
+    with pytest.raises(Lost, match="another model is in production meanwhile: nothing was published; run it again"):
+        commit(trained, "ours", decision(trained.root))
+    assert len(pushes) == 1
+    assert (project.tip(), set(tags_of(project).values())) == (before, {before})
+
+
+def test_a_decision_that_publishes_nothing_is_committed_alone_on_top_of_whatever_others_did(
+    project: Any, trained: Workspace, before_push: Callable[..., list[int]]
+) -> None:
+    theirs = (project.work / "dvc.lock").read_text().replace("train.py 12", "train.py 36")
+    pushes = before_push(lambda _: project.push_elsewhere(dvc_lock=theirs))
+    record(trained, "held", decision(trained.root))
+    assert len(pushes) == 2
+    assert files_of(project, "main") == {"decisions/1.json"}
+    assert project.git("show", "main:dvc.lock", at=project.origin) == theirs.strip()
+    assert tags_of(project) == {}

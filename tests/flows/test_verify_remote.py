@@ -16,6 +16,8 @@ from flows.remote import _md5_reported, check_remote, has_remote, stored, upload
 from flows.repo import metrics, recorded
 
 pytestmark = pytest.mark.slow
+BUNDLE = {"bundle", "bundle/README.md", "bundle/breedline.json", "bundle/model.onnx"}
+"""Its objects: two of its files have the content of another."""
 
 
 @pytest.fixture
@@ -36,10 +38,10 @@ def in_cache(project: Any, oid: str) -> Path:
 
 
 def test_what_dvc_lock_names_is_what_dvc_pushed(project: Any, oids: dict[str, str]) -> None:
-    assert set(oids) == {"raw", "raw/a.txt", "raw/b.txt", "models", "models/weights", "models/bundle"}
+    assert set(oids) == {"raw", "raw/a.txt", "raw/b.txt", "models", "models/weights", "models/bundle", *BUNDLE}
     assert set(oids.values()) == project.objects()
     assert {item.bytes for item in stored(project.work) if item.name == "raw/a.txt"} == {len("a picture\n")}
-    assert verify(project.work) == (6, [], [])
+    assert verify(project.work) == (10, [], [])
 
 
 def test_a_machine_without_the_cache_knows_the_objects_too(project: Any, oids: dict[str, str]) -> None:
@@ -56,7 +58,7 @@ def test_a_file_lost_inside_a_folder_is_sent_again_although_dvc_push_misses_it(
     assert oids["models/weights"] not in project.objects()
     result = verify(project.work)
     assert [item.name for item in result.repaired] == ["models/weights"]
-    assert str(result) == "6 objects: 1 were missing or altered and sent again, 0 are lost"
+    assert str(result) == "10 objects: 1 were missing or altered and sent again, 0 are lost"
     assert set(oids.values()) == project.objects()
 
 
@@ -94,7 +96,7 @@ def test_an_object_with_other_bytes_of_the_same_size_is_sent_again(
     whole = alter_on_s3(project, oids[name], name)
     assert [item.name for item in verify(project.work, deep=deep).repaired] == [name]
     assert project.s3.cat_file(project.remote(oids[name])) == whole
-    assert verify(project.work, deep=deep) == (6, [], [])
+    assert verify(project.work, deep=deep) == (10, [], [])
 
 
 def test_an_altered_object_whose_copy_in_the_cache_is_altered_too_is_lost_and_not_sent(
@@ -111,7 +113,7 @@ def test_an_altered_object_whose_copy_in_the_cache_is_altered_too_is_lost_and_no
 def test_the_altered_list_of_a_folder_is_not_believed(project: Any, oids: dict[str, str]) -> None:
     alter_on_s3(project, oids["raw"], "raw")
     fresh = project.clone("fresh")
-    assert {item.name for item in stored(fresh)} == {"raw", "models", "models/weights", "models/bundle"}
+    assert {item.name for item in stored(fresh)} == {"raw", "models", "models/weights", "models/bundle", *BUNDLE}
     assert [item.name for item in verify(fresh).lost] == ["raw"]
 
 
@@ -122,7 +124,7 @@ def test_a_folder_as_remote_tells_only_when_it_is_read(project: Any, oids: dict[
     path = store / "files/md5" / oids[name][:2] / oids[name][2:]
     whole = path.read_bytes()
     alter(path, name)
-    assert verify(project.work) == (6, [], [])
+    assert verify(project.work) == (10, [], [])
     assert [item.name for item in verify(project.work, deep=True).repaired] == [name]
     assert path.read_bytes() == whole
 
@@ -145,7 +147,7 @@ def test_what_was_sent_in_parts_has_no_checksum_and_is_read_when_asked_for(
 
 def test_a_checksum_of_another_kind_is_no_damage(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.remote._md5_reported", lambda _: "0" * 32)  # as with keys of KMS
-    assert verify(project.work) == (6, [], [])
+    assert verify(project.work) == (10, [], [])
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,7 @@ def test_the_command_line_reads_every_object_if_asked_to(project: Any, oids: dic
     said = project.run(str(Path(sys.executable).with_name("breedline")), "verify-remote", "--deep")
     assert said.splitlines() == [
         f"raw ({oids['raw']}): sent again",
-        "6 objects: 1 were missing or altered and sent again, 0 are lost",
+        "10 objects: 1 were missing or altered and sent again, 0 are lost",
     ]
 
 
@@ -186,7 +188,7 @@ def test_what_nobody_has_is_lost(project: Any, oids: dict[str, str]) -> None:
     result = verify(project.work)
     assert [item.name for item in result.lost] == ["models/weights"]
     assert [item.name for item in result.repaired] == ["raw/b.txt"]
-    with pytest.raises(BreedlineError, match=r"1 of 6 objects are neither .* \(models/weights.*dvc repro --force"):
+    with pytest.raises(BreedlineError, match=r"1 of 10 objects are neither .* \(models/weights.*dvc repro --force"):
         verified(project.work)
 
 
@@ -215,18 +217,18 @@ def test_uploading_says_what_it_could_not(project: Any, oids: dict[str, str]) ->
 @pytest.mark.parametrize(
     ("lost", "code", "said"),
     [
-        ([], 0, ["6 objects: 0 were missing or altered and sent again, 0 are lost"]),
+        ([], 0, ["10 objects: 0 were missing or altered and sent again, 0 are lost"]),
         (
             [False],
             0,
-            ["models/weights ({oid}): sent again", "6 objects: 1 were missing or altered and sent again, 0 are lost"],
+            ["models/weights ({oid}): sent again", "10 objects: 1 were missing or altered and sent again, 0 are lost"],
         ),
         (
             [True],
             1,
             [
                 "models/weights ({oid}): lost: in no cache either",
-                "6 objects: 0 were missing or altered and sent again, 1 are lost",
+                "10 objects: 0 were missing or altered and sent again, 1 are lost",
             ],
         ),
     ],
