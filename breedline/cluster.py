@@ -80,6 +80,10 @@ def cluster() -> Iterator[tuple[type[Exception], ...]]:
         except (OSError, ValueError) as error:
             raise BreedlineError(f"{VARIABLE} is {address}, where no Dask scheduler answers ({error})") from error
         with client, parallel_config(backend="dask"):
+            try:
+                client.wait_for_workers(1, timeout=SECONDS)
+            except TimeoutError as error:
+                raise BreedlineError(f"{VARIABLE} is {address}, which has no workers: start some") from error
             yield distributed.KilledWorker, distributed.client.FutureCancelledError, distributed.comm.CommClosedError
     elif kind == "ray":
         ray = _library("ray", "ray")

@@ -82,8 +82,9 @@ def dask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         monkeypatch.setenv("BREEDLINE_BACKEND", found.replace("tcp://", "dask://"))
         options = (found, "--host=127.0.0.1", "--nthreads=1", "--memory-limit=0")
         started_workers = [run("worker", *options, **environment) for _ in range(workers)]
-        with distributed.Client(found) as client:  # with one thread in all, joblib would work here
-            client.wait_for_workers(workers, timeout=120)
+        if workers:
+            with distributed.Client(found) as client:  # with one thread in all, joblib would work here
+                client.wait_for_workers(workers, timeout=120)
         return started_workers
 
     yield start
@@ -215,6 +216,14 @@ def test_a_cluster_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, ad
     monkeypatch.setattr("breedline.cluster.SECONDS", 1)
     with pytest.raises(BreedlineError, match=told), cluster():
         pass
+
+
+@pytest.mark.slow
+def test_a_cluster_without_workers_is_told(dask: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    dask(workers=0)
+    monkeypatch.setattr("breedline.cluster.SECONDS", 5)
+    with pytest.raises(BreedlineError, match="which has no workers: start some"):
+        list(each(abs, [-1, -2], "presize"))
 
 
 def test_without_a_cluster_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
