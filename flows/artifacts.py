@@ -92,3 +92,6 @@ def _show(stage: str, file: Path, path: str) -> None:
     elif kind.startswith("image/"):
         picture = base64.b64encode(file.read_bytes()).decode()
         create_markdown_artifact(f"![{text(path)}](data:{kind};base64,{picture})", key=key, description=text(path))
+    elif kind == "text/html":  # too large for the server, which would not run its script either
+        said = f"`{path}` is a page of its own. Once the run is published, `git pull && dvc pull {path}` brings it."
+        create_markdown_artifact(said, key=key, description=text(path))

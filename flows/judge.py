@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from breedline.bundle import WEIGHTS
+from breedline.changed import comparison_page
 from breedline.classifier import Classifier, Photo
 from breedline.comparison import Comparison, compare, same_test_set, sketch
 from breedline.items import Item, load_items
@@ -31,6 +32,8 @@ from flows.workspace import PARAMS
 
 LABELS, PRESIZED = "data/labels.csv", "data/presized"
 """Where dvc.yaml has them."""
+PAGE = Path("reports/gate.html")
+"""Where `breedline gate` shows the images that a challenger changes."""
 ANSWERS = ["name", "sha256", "actual", "champion", "champion_probability", "challenger", "challenger_probability"]
 AT_ONCE = 32
 """Images that one model answers before it is the other's turn, so that what else the machine does slows both."""
@@ -189,7 +192,7 @@ def _same(earlier: list[Record], record: Record) -> Record | None:
 
 
 def main() -> None:
-    """Print what the gate says of the model in the working folder; it is no look at the test set that counts."""
+    """Print what the gate says of the model in the working folder, and show it as a page; it is no look that counts."""
     judgement = judge(Path())
     if not judgement:
         print("the model gives the same answers as the champion: there is nothing to decide")
@@ -203,3 +206,7 @@ def main() -> None:
             f"look {record.look} at these {record.images:,} test images; {record.champion} gets {record.broken} right that "
             f"the model gets wrong, which gets {record.fixed} right that it gets wrong (McNemar's p = {record.mcnemar_p:.2g})"
         )
+        PAGE.parent.mkdir(exist_ok=True)
+        images = ShardSet(Path(PRESIZED), PRESIZED_COLUMNS)
+        comparison_page(record.model_dump(mode="json"), judgement.answers, images, PAGE)
+        print(f"{PAGE} shows the images")

@@ -22,7 +22,7 @@ class Policy(BaseModel):
     resources: list[str] = []
     """Global concurrency limits of which the stage holds one slot each while it runs, such as `gpu`."""
     show: list[str] = []
-    """Outputs to look at: a .csv becomes a table artifact, an image a picture."""
+    """Outputs to look at: a .csv becomes a table artifact, an image a picture, a page a line that says where it is."""
 
 
 def policy_of(stage: str, meta: dict[str, Any]) -> Policy:

@@ -93,3 +93,16 @@ def test_labels_in_a_table_and_its_path_are_text(tmp_path: Path, monkeypatch: py
     show_results(tmp_path, steps, [{"stage": "a", "state": Outcome.COMPLETED, "why": "<b>"}])
     assert seen[0][0] == [{"stage": "a", "state": "Completed", "why": "\\<b>"}]
     assert seen[1] == ([{"class": "\\<img src=http\\://x>", "n": 1}], "t\\_\\*\\_.csv")
+
+
+def test_a_page_is_shown_as_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(flows.artifacts, "create_table_artifact", lambda *_, **__: None)
+    monkeypatch.setattr(flows.artifacts, "create_markdown_artifact", lambda said, **_: seen.append(said))
+    monkeypatch.setattr(flows.artifacts, "metrics", lambda _: {})
+    (tmp_path / "index.html").write_text("<script>")
+    steps: Any = [SimpleNamespace(stage="a", policy=Policy(show=["index.html"]))]
+    show_results(tmp_path, steps, [{"stage": "a", "state": Outcome.COMPLETED}])
+    (said,) = seen
+    assert "dvc pull index.html" in said
+    assert "<script>" not in said

@@ -194,7 +194,10 @@ def test_the_command_tells_and_records_nothing(repository: Path, capsys: pytest.
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "promote"
     assert lines[1].startswith("- accuracy 0.9200 -> 0.9600 (+0.0400, ")
-    assert "gets 0 right that the model gets wrong, which gets 8 right that it gets wrong" in lines[-1]
+    assert "gets 0 right that the model gets wrong, which gets 8 right that it gets wrong" in lines[-2]
+    page = judge.PAGE.read_text("utf-8")
+    assert page.count('role="img"') == 8
+    judge.PAGE.unlink()
     assert git(repository, "status", "--porcelain") == before
 
 
