@@ -163,14 +163,6 @@ class Presize(_Section):
     """JPEG quality of what has to be encoded anew."""
 
 
-class Suspects(_Section):
-    """Settings of the suspects stage."""
-
-    batch_size: BatchSize
-    most: Annotated[int, Field(ge=1, le=100_000)]
-    """Lines of each of its tables, at most: the worst are kept."""
-
-
 class Augment(_Section):
     """fastai's `aug_transforms`: how far each training image may be changed."""
 
@@ -230,6 +222,14 @@ class Train(_Section):
     deterministic: bool
     """On a GPU: equal numbers in every run, at some cost in speed. A CPU's are always equal."""
     seed: Seed
+
+
+class Suspects(_Section):
+    """Settings of the suspects stage."""
+
+    batch_size: BatchSize
+    most: Annotated[int, Field(ge=1, le=100_000)]
+    """Lines of each of its tables, at most: the worst are kept."""
 
 
 class Evaluate(_Section):
@@ -315,8 +315,8 @@ class Params(_Section):
     duplicates: Duplicates
     label: Label
     presize: Presize
-    suspects: Suspects
     train: Train
+    suspects: Suspects
     evaluate: Evaluate
     report: Report
     bundle: Bundle
