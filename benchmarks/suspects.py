@@ -90,7 +90,7 @@ def _flips(folder: Path, name: str, seeds: int) -> bool:
     items = load_items(images, read_csv(folder / "labels.csv", ITEM_COLUMNS).drop_duplicates("sha256"))
     arch, size = params.train.arch, params.train.image_size
     geometry = Geometry(params.presize.shorter_side, size, *statistics(arch))
-    views = seen(items, images, arch, folder / "weights", geometry, params.suspects.batch_size, CPU)
+    views = seen(items, folder / "presized", arch, folder / "weights", geometry, params.suspects.batch_size)
     classes, true = np.unique([item.label for item in items], return_inverse=True)
     rows, right = [], []
     for seed in range(1, seeds + 1):

@@ -1,6 +1,7 @@
 """Find labels that look wrong, before or beside training: by a frozen pretrained body, which has not learnt them."""
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +10,26 @@ import pandas as pd
 import torch
 
 from breedline.alike import Gallery, confirmed
+from breedline.checkpoints import Checkpoints
 from breedline.device import pick_device
 from breedline.edge import run
 from breedline.errors import BreedlineError
+from breedline.features import Body, Extractor
+from breedline.files import sha256_of
 from breedline.inference import in_batches, infer
 from breedline.items import Item, load_items
 from breedline.params import Suspects
 from breedline.pixels import Store
+from breedline.pretrained import NOTE
 from breedline.progress import progress
-from breedline.shards import PRESIZED_COLUMNS, ShardSet
+from breedline.shards import INDEX, PRESIZED_COLUMNS, ShardSet
 from breedline.split import SPLITS
 from breedline.suspects import judge, out_of_sample
 from breedline.tables import read_csv, write_csv, write_json
-from breedline.views import Geometry, max_side, normalised
-from breedline.zoo import features, load_pretrained, statistics
+from breedline.views import Geometry, normalised
+from breedline.zoo import load_pretrained, statistics
 
 log = logging.getLogger("breedline")
-CHUNK = 4096
-"""Images whose features are on the device at a time."""
 SIDE = 8
 """Pixels of the small square that is compared beside the features, or without pretrained weights alone."""
 SHOWN = 3
@@ -71,10 +74,9 @@ def suspects(
     items = list({item.sha256: item for item in reversed(named)}.values())[::-1]
     classes, target = np.unique([item.label for item in items], return_inverse=True)
     geometry = Geometry(item_size, image_size, *statistics(arch))
-    device = pick_device()
-    views = seen(items, images, arch, weights, geometry, params.batch_size, device)
+    views = seen(items, presized, arch, weights, geometry, params.batch_size)
     found = judge(out_of_sample(views, target, len(classes), [item.sha256 for item in items]), target)
-    gallery = Gallery(views[0], device)
+    gallery = Gallery(views[0], pick_device())
     kinds = np.unique([f"{item.split} {item.label}" for item in items], return_inverse=True)[1]
     pairs = confirmed(
         gallery.similar(kinds), lambda row: images.read(items[row].shard, items[row].offset, items[row].size)
@@ -90,33 +92,38 @@ def suspects(
 
 
 def seen(
-    items: list[Item],
-    images: ShardSet,
-    arch: str,
-    weights: Path,
-    geometry: Geometry,
-    batch_size: int,
-    device: torch.device,
+    items: list[Item], presized: Path, arch: str, weights: Path, geometry: Geometry, batch_size: int
 ) -> list[np.ndarray]:
     """The views of the items, each (images, numbers): the features of the pretrained body, if there is one, and few pixels."""
-    store = Store(images, device, max_side(geometry.item_size, geometry.size))
+    device = pick_device()
+    store = Store(ShardSet(presized, PRESIZED_COLUMNS), device, geometry.max_side)
+    with progress("suspects (pixels, images)", len(items)) as advance:
+        pixels = infer(
+            lambda inputs: torch.nn.functional.adaptive_avg_pool2d(inputs, SIDE).flatten(1),
+            store.squares(in_batches(items, batch_size), geometry.size),
+            lambda batch: [normalised(batch, geometry)],
+            device=device,
+            advance=advance,
+        )
+    few = (pixels[0] - pixels[0].mean(dim=0)).cpu().numpy()
     model = load_pretrained(arch, 1, weights)
-    if model:
-        model.eval().to(device).to(memory_format=torch.channels_last)
-
-    def look(inputs: torch.Tensor) -> torch.Tensor:
-        pixels = torch.nn.functional.adaptive_avg_pool2d(inputs, SIDE).flatten(1)
-        return torch.cat([pixels, features(model, inputs)], dim=1) if model else pixels
-
-    parts = []
-    with progress("suspects (features, images)", len(items)) as advance:
-        for chunk in in_batches(items, CHUNK):
-            squares = store.squares(in_batches(chunk, batch_size), geometry.size)
-            found = infer(look, squares, lambda batch: [normalised(batch, geometry)], device=device, advance=advance)
-            parts.append(found[0].cpu().numpy())
-    pixels, pretrained = np.split(np.concatenate(parts), [3 * SIDE**2], axis=1)
-    pixels -= pixels.mean(axis=0)
-    return [pretrained, pixels] if model else [pixels]
+    if model is None:
+        return [few]
+    inputs = {"weights": weights / NOTE, "presized": presized / INDEX}
+    checkpoints = Checkpoints(
+        {
+            "stage": "suspects",
+            "arch": arch,
+            "geometry": asdict(geometry),
+            "images": [item.sha256 for item in items],
+            **{name: sha256_of(path) for name, path in inputs.items()},
+        }
+    )
+    body = Body(arch, 1, weights.resolve(), presized.resolve(), geometry, "fp32", channels_last=True)
+    extractor = Extractor(body, model.eval().to(device).to(memory_format=torch.channels_last), store)
+    features = extractor.central(items, batch_size, checkpoints, "suspects")[0].numpy()
+    checkpoints.clear()
+    return [features, few]
 
 
 def _suspects(
