@@ -36,9 +36,9 @@ def assign(
     """
     content, sha256 = pd.factorize(table["sha256"])  # row i of the table has the content sha256[content[i]]
     labels = table["label"][~table["sha256"].duplicated()].to_numpy()  # (contents,), in the order of sha256
-    group, leader = pd.factorize(pd.Index([leaders.get(image, image) for image in sha256], dtype="str"))
-    number = np.fromiter((draw(image, seed) for image in leader), np.float64, len(leader))
-    split = np.full(len(leader), TRAIN, np.int8)  # of each group
+    drawn = np.fromiter((draw(leaders.get(image, image), seed) for image in sha256), np.float64, len(sha256))
+    group, number = pd.factorize(drawn)  # 53 bits: as good as the leaders themselves, and a tenth of their memory
+    split = np.full(len(number), TRAIN, np.int8)  # of each group
     if test:
         split[number < valid_pct] = VALID
     else:
