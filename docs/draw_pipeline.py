@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs/pipeline.svg"
-COLUMN, ROW = 150, 88
+COLUMN, ROW = 172, 88
 """Pixels from a stage to the next one."""
 BOX, LINE = (132, 58), 16
 """The size of a stage, and the height of a line of text."""
@@ -86,10 +86,10 @@ def _flows(stages: dict[str, Any]) -> dict[tuple[int, int], list[str]]:
 
 
 def _paths(stage: dict[str, Any], *kinds: str) -> list[str]:
-    """The paths that a stage of dvc.yaml names, but for code."""
+    """The paths that a stage of dvc.yaml names, but for code and settings."""
     entries = [entry for kind in kinds for entry in stage.get(kind, [])]
     paths = [path for entry in entries for path in ([entry] if isinstance(entry, str) else entry)]
-    return [path for path in paths if not path.endswith(".py")]
+    return [path for path in paths if path != "params.yaml" and not path.startswith(("breedline/", "stages/"))]
 
 
 def _x(column: int) -> int:
