@@ -269,6 +269,7 @@ def test_a_table_that_is_damaged_is_one_line(probability: str) -> None:
 def test_it_reads_and_writes_what_the_pipeline_does() -> None:
     pipeline = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
     assert {REVIEWED["labels"], REVIEWED["presized"]} <= {*pipeline["label"]["outs"], *pipeline["presize"]["outs"]}
+    assert REVIEWED["suspects"] in pipeline["suspects"]["outs"]
     assert REVIEWED["corrections"] in pipeline["label"]["deps"]
     assert all((ROOT / REVIEWED[name]).is_file() for name in ("corrections", "kept"))
     assert vars(_parser().parse_args(["review"]))["port"] is None
