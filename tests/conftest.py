@@ -25,6 +25,7 @@ from hypothesis import settings
 from PIL import Image
 
 from breedline.params import Params, load_params
+from tests.project import Project, fresh_project
 
 ROOT = Path(__file__).parents[1]
 PRELOADED = Path(__file__).with_name("preloaded.py")
@@ -106,6 +107,21 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> str:
             python.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {PRELOADED} ask {folder / "socket"} "$@"\n')
             python.chmod(0o755)
     return os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project in git, of which nothing has run yet."""
+    return fresh_project(tmp_path_factory.mktemp("pipeline") / "project")
+
+
+@pytest.fixture(scope="session")
+def ran(fresh: Project, tmp_path_factory: pytest.TempPathFactory, preloaded: str) -> tuple[Project, list[str]]:
+    """The project after `dvc repro`, committed; and the stages that ran."""
+    project = fresh.copy(tmp_path_factory.mktemp("ran") / "project", PATH=preloaded)
+    stages, _ = project.repro()
+    project.commit()
+    return project, stages
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 The server, which the fixture `preloaded` starts, has imported the libraries but nothing of this project: each fork
 imports that from where it starts. A fork has the folder, the environment, the process group and the three streams of
 the `python` that asked, which passes SIGTERM on to it, ends it when killed, and ends as it has ended. Two things differ
-from a start of its own: the seed of hashes is that of the server, and no dvc is among its ancestors. A test that is
-about either uses the real thing.
+from a start of its own: the seed of hashes is that of the server, and the dvc that started it is its parent for psutil
+only. A test that is about either uses the real thing.
 """
 
+import atexit
+import gc
 import importlib
 import json
 import os
@@ -15,9 +17,21 @@ import select
 import signal
 import socket
 import sys
+import threading
 import warnings
 
-LIBRARIES = ("torch", "torchvision", "fastai.vision.all", "timm", "dvclive", "sklearn.metrics", "pandas", "httpx")
+LIBRARIES = (
+    *("torch", "torchvision", "fastai.vision.all", "timm", "dvclive", "sklearn.metrics", "pandas", "httpx", "pydantic"),
+    *(
+        "altair",
+        "vl_convert",
+        "cleanlab",
+        "onnxruntime",
+        "onnxscript",
+        "torch.onnx._internal.exporter._core",
+        "dvc.repo",
+    ),
+)
 
 
 def serve(listener: socket.socket, owner: int) -> None:
@@ -27,6 +41,7 @@ def serve(listener: socket.socket, owner: int) -> None:
     with warnings.catch_warnings(action="ignore"):
         for library in LIBRARIES:
             importlib.import_module(library)
+    gc.freeze()  # or each fork would copy what its garbage collector looks at
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     ended = os.pidfd_open(owner)
     while ended not in select.select([listener, ended], [], [])[0]:
@@ -59,10 +74,20 @@ def _start(client: socket.socket) -> None:
 
 
 def _run(
-    streams: list[int], module: str, arguments: list[str], group: int, folder: str, environment: dict[str, str]
+    streams: list[int],
+    module: str,
+    arguments: list[str],
+    parent: int,
+    group: int,
+    folder: str,
+    environment: dict[str, str],
 ) -> None:
-    """Be `python -m MODULE ARGUMENTS`."""
+    """Be `python -m MODULE ARGUMENTS`, a child of `parent`."""
+    import psutil  # the server has it; not for the one who asks, which has to be quick
+
     os.setpgid(0, group)
+    this, ppid = os.getpid(), psutil.Process.ppid
+    psutil.Process.ppid = lambda process: parent if process.pid == this else ppid(process)  # type: ignore[method-assign]
     os.chdir(folder)
     for target, stream in enumerate(streams):
         os.dup2(stream, target)
@@ -71,20 +96,26 @@ def _run(
     os.environ.update(environment)
     sys.path[:0] = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = ["", *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:  # as a fork of multiprocessing ends: to clear all that was imported takes seconds
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(ended.code or 0))
 
 
 def ask(path: str, arguments: list[str]) -> None:
     """Be the process that was asked for, as far as its starter can see; the real one, unless it is a stage."""
     if len(arguments) < 2 or arguments[0] != "-m" or not arguments[1].startswith("stages."):
         os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - there is no shell to need
-    environment = {
-        name: value for name, value in os.environ.items() if name != "DVC_STAGE"
-    }  # there is no dvc to follow
-    request = {"module": arguments[1], "arguments": arguments[2:], "group": os.getpgrp(), "folder": os.getcwd()}  # noqa: PTH109 - pathlib takes as long to import as the rest
+    request = {"module": arguments[1], "arguments": arguments[2:], "parent": os.getppid(), "group": os.getpgrp()}
+    request |= {"folder": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109 - pathlib takes as long to import as the rest
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         server.connect(path)
-        socket.send_fds(server, [json.dumps({**request, "environment": environment}).encode()], [0, 1, 2])
+        socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the fork, too
         signal.signal(signal.SIGTERM, lambda number, _: server.send(bytes([number])))
         code = os.waitstatus_to_exitcode(int(server.recv(16)))
     if code < 0:

@@ -2,159 +2,24 @@
 
 import contextlib
 import csv
-import hashlib
 import http.server
-import io
-import json
-import os
 import re
 import shlex
-import shutil
 import subprocess
-import sys
-import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
-import numpy as np
 import psutil
 import pytest
 from moto.server import ThreadedMotoServer
-from PIL import Image
 from ruamel.yaml import YAML
 
+from tests.project import COLOURS, PICTURES_PER_CLASS, STAGES, Project, hashes, pictures
+
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
-TRACKED = ["dvc.yaml", "data/corrections.csv", ".dvc/config", ".dvcignore", ".gitignore"]
-STAGES = ["download", "weights", "duplicates", "label", "presize", "train", "evaluate", "bundle"]
-COLOURS = {"blue": (40, 60, 200), "green": (40, 200, 60), "red": (200, 40, 60)}
-PICTURES_PER_CLASS = 12
-
-
-def _picture(colour: tuple[int, int, int], seed: int) -> bytes:
-    noise = np.random.default_rng(seed).integers(-30, 30, (40, 40, 3))
-    buffer = io.BytesIO()
-    Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype("uint8")).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def _pictures() -> bytes:
-    """A tar of coloured pictures, each named after its colour."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for colour, rgb in COLOURS.items():
-            for number in range(PICTURES_PER_CLASS):
-                content = _picture(rgb, number)
-                info = tarfile.TarInfo(f"{colour}_{number}.jpg")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-class Project:
-    """A copy of the project in a folder, with a machine's cache of its own."""
-
-    def __init__(self, folder: Path, **environment: str) -> None:
-        home = folder.parent / f"{folder.name}-home"
-        home.mkdir(exist_ok=True)
-        self.folder = folder
-        self.environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "BREEDLINE_CACHE": str(home / "cache"),
-            "DVC_SITE_CACHE_DIR": str(home / "dvc"),
-            "GIT_CONFIG_GLOBAL": os.devnull,
-            **{f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
-            **environment,
-        }
-
-    def run(self, *command: str, fails: bool = False) -> str:
-        """What the command says."""
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=240
-        )
-        assert bool(done.returncode) == fails, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def repro(self, *arguments: str, fails: bool = False) -> tuple[list[str], str]:
-        """The stages that `dvc repro` ran, and what it said."""
-        said = self.run("dvc", "repro", *arguments, fails=fails)
-        return re.findall(r"^Running stage '(\w+)'", said, re.M), said
-
-    def json(self, *command: str) -> Any:
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, text=True, timeout=240, check=True
-        )
-        return json.loads(done.stdout)
-
-    def commit(self) -> None:
-        self.run("git", "add", "--all")
-        self.run("git", "commit", "--quiet", "--message", "a test")
-
-    def set(self, section: str, **settings: Any) -> None:
-        """Change settings in params.yaml."""
-        path = self.folder / "params.yaml"
-        params = YAML(typ="safe").load(path)
-        params[section].update(settings)
-        YAML(typ="safe").dump(params, path)
-
-    def lock(self) -> bytes:
-        return (self.folder / "dvc.lock").read_bytes()
-
-    def outs(self, stage: str) -> Any:
-        """The hashes of the stage's outputs, as recorded."""
-        return YAML(typ="safe").load(self.lock())["stages"][stage]["outs"]
-
-    def copy(self, folder: Path, **environment: str) -> "Project":
-        shutil.copytree(self.folder, folder)
-        return Project(folder, **environment)
-
-
-def _hashes(path: Path) -> dict[str, str]:
-    """The hash of each file at or below `path`."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return {
-        file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in files
-        if file.is_file()
-    }
-
-
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project in git, of which nothing has run yet."""
-    folder = tmp_path_factory.mktemp("pipeline") / "project"
-    for package in ("stages", "breedline"):
-        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in TRACKED:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / path, folder / path)
-    pictures = folder.with_name("pictures.tar")
-    pictures.write_bytes(_pictures())
-    shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
-    project = Project(folder)
-    project.set("download", sources=[str(pictures)])
-    project.set(
-        "label", pattern=r"(?P<label>[a-z]+)_\d+\.jpg", classes=3, min_per_class=4, valid_pct=0.25, test_pct=0.25
-    )
-    project.set("weights", source="none")
-    project.set("train", arch="resnet18", batch_size=8, freeze_epochs=0, epochs=1)
-    project.run("git", "init", "--quiet")
-    project.commit()
-    return project
-
-
-@pytest.fixture(scope="module")
-def ran(fresh: Project, tmp_path_factory: pytest.TempPathFactory, preloaded: str) -> tuple[Project, list[str]]:
-    """The project after `dvc repro`, committed; and the stages that ran."""
-    project = fresh.copy(tmp_path_factory.mktemp("ran") / "project", PATH=preloaded)
-    stages, _ = project.repro()
-    project.commit()
-    return project, stages
 
 
 @pytest.fixture
@@ -212,7 +77,7 @@ def test_a_correction_reruns_label_and_what_depends_on_it(project: Project) -> N
 
 
 def test_a_failed_stage_changes_no_record_and_checkout_brings_its_outputs_back(project: Project) -> None:
-    lock, raw = project.lock(), _hashes(project.folder / "data/raw")
+    lock, raw = project.lock(), hashes(project.folder / "data/raw")
     (source,) = YAML(typ="safe").load(project.folder / "params.yaml")["download"]["sources"]
     project.set("download", sources=[{"url": source, "sha256": "0" * 64}])
     stages, said = project.repro(fails=True)
@@ -221,7 +86,7 @@ def test_a_failed_stage_changes_no_record_and_checkout_brings_its_outputs_back(p
     assert "Traceback" not in said
     assert project.lock() == lock
     project.run("dvc", "checkout")
-    assert _hashes(project.folder / "data/raw") == raw
+    assert hashes(project.folder / "data/raw") == raw
     project.run("git", "checkout", "params.yaml")
     assert project.repro("bundle")[0] == []
 
@@ -241,7 +106,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        content = _pictures()
+        content = pictures()
         half = len(content) // 2
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
@@ -336,7 +201,7 @@ def test_a_clone_pulls_from_s3_what_was_pushed(ran: tuple[Project, list[str]], t
     clone = Project(tmp_path / "clone", **credentials)
     clone.run("dvc", "pull")
     for path in ("data", "models", "metrics", "reports"):
-        assert _hashes(clone.folder / path) == _hashes(project.folder / path)
+        assert hashes(clone.folder / path) == hashes(project.folder / path)
     assert clone.repro()[0] == []
 
 
@@ -348,4 +213,4 @@ def test_a_stage_repeats_bit_for_bit(ran: tuple[Project, list[str]], tmp_path: P
     words = shlex.split(recorded["cmd"])
     project.run(*(f"again/{word}" if word in outs else word for word in words))
     for path in outs:
-        assert _hashes(project.folder / "again" / path) == _hashes(project.folder / path)
+        assert hashes(project.folder / "again" / path) == hashes(project.folder / path)

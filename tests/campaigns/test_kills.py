@@ -1,0 +1,179 @@
+"""`dvc repro` killed at random moments, until it has run through: the bytes are those of an undisturbed run, and nothing is left.
+
+A kill is a signal to all processes, as a terminal, a shutdown or the OOM killer of a container send it; to dvc alone;
+or to the stage alone. What was at work at that moment is counted (tests/campaigns/counts.py).
+
+DVC writes dvc.lock in place. A kill within these milliseconds leaves it cut short; then each command of dvc ends with a
+line that names it. The remedy is counted, too: the file is removed, and the run-cache has what was done.
+"""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from filelock import FileLock
+
+from tests.campaigns.counts import keep, table
+from tests.project import STAGES, Project, hashes
+
+SECONDS = 4.0
+"""Within which a run is killed: a stage or two."""
+SECONDS_TO_END = 20
+"""In which what was started by a dvc that was killed has to end."""
+LEFT_ALONE = 0.1
+"""Share of runs that nothing happens to."""
+SIGNALS = {signal.SIGKILL: 6, signal.SIGTERM: 2, signal.SIGINT: 2}
+VICTIMS = ["all", "dvc", "the stage"]
+
+
+class Run:
+    """A `dvc repro`, in a process group of its own."""
+
+    def __init__(self, project: Project) -> None:
+        self.said = project.folder.with_name("said")
+        with self.said.open("wb") as said:
+            self.dvc = subprocess.Popen(
+                ["dvc", "repro"],
+                cwd=project.folder,
+                env=project.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                process_group=0,  # in the session of the server that starts the stages
+            )
+
+    def processes(self) -> list[psutil.Process]:
+        """All that live and were started by it."""
+        found = []
+        for process in psutil.process_iter(["status"]):
+            try:
+                if process.info["status"] != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == self.dvc.pid:
+                    found.append(process)
+            except ProcessLookupError:
+                continue
+        return found
+
+    def stage(self) -> tuple[str, psutil.Process] | None:
+        """The stage at work and its process, which is the one that was forked if it has been forked already."""
+        name, process = "", None
+        for each in self.processes():
+            try:
+                words = each.cmdline()
+            except psutil.Error:
+                continue
+            if name_of := re.search(r"ask \S+ -m stages\.(\w+)", " ".join(words)):
+                name, process = name_of[1], process or each
+            elif "serve" in words:
+                process = each
+        return (name, process) if name and process else None
+
+    def at_work(self) -> str:
+        """The stage at work, or what dvc is doing."""
+        if stage := self.stage():
+            return stage[0]
+        return "dvc: records" if b"Running stage" in self.said.read_bytes() else "dvc: starts"
+
+    def kill(self, number: signal.Signals, victim: str) -> str:
+        """Send the signal; who has got it."""
+        if victim == "all":
+            os.killpg(self.dvc.pid, number)
+        elif victim == "the stage" and (stage := self.stage()):
+            stage[1].send_signal(number)
+        else:
+            victim = "dvc"
+            self.dvc.send_signal(number)
+        return victim
+
+    def ends(self, seconds: float) -> int:
+        """Its exit code, once all its processes have ended."""
+        code = self.dvc.wait(seconds)
+        end = time.monotonic() + SECONDS_TO_END
+        while living := self.processes():
+            assert time.monotonic() < end, f"an orphan: {[process.cmdline() for process in living]}"
+            time.sleep(0.05)
+        return code
+
+
+def left(project: Project) -> dict[str, str]:
+    """What a run leaves behind: in the workspace by its hash, in the caches by name."""
+    home = Path(project.environment["BREEDLINE_CACHE"])
+    names = [path for path in home.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    names += [path for path in (project.folder / ".dvc/cache").rglob("*") if path.is_file()]
+    workspace = hashes(project.folder)
+    return {
+        **{name: sha256 for name, sha256 in workspace.items() if not name.startswith((".git/", ".dvc/"))},
+        **{f"{path.parts[-3:]}": "" for path in names},
+    }
+
+
+def disturb(project: Project, chance: random.Random, counts: Counter[tuple[str, str]]) -> int:
+    """Kill one run after the other, until one has run through; how often dvc.lock was removed for it."""
+    removed = 0
+    while True:
+        run = Run(project)
+        if chance.random() >= LEFT_ALONE:
+            try:
+                code = run.dvc.wait(chance.uniform(0, SECONDS))
+            except subprocess.TimeoutExpired:
+                (number,) = chance.choices(list(SIGNALS), list(SIGNALS.values()))
+                at_work = run.at_work()
+                victim = run.kill(number, chance.choice(VICTIMS))
+                counts[at_work, f"{number.name} to {victim}"] += 1
+                if run.ends(120) == 0:  # dvc minds no SIGINT of its own while a stage is at work
+                    return removed
+                continue
+        else:
+            code = run.ends(120)
+        if code == 0:
+            return removed
+        assert "'./dvc.lock'" in run.said.read_text(), run.said.read_text()
+        (project.folder / "dvc.lock").unlink()
+        removed += 1
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
+    ran: tuple[Project, list[str]],
+    fresh: Project,
+    preloaded: str,
+    tmp_path: Path,
+    long: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wanted = int(os.environ.get("BREEDLINE_KILLS", 1000 if long else 8))
+    seed = int(os.environ.get("BREEDLINE_SEED", random.randrange(1 << 32)))  # noqa: S311 - not a secret
+    chance, truth, start = random.Random(seed), left(ran[0]), time.monotonic()  # noqa: S311
+    counts: Counter[tuple[str, str]] = Counter()
+    completed = removed = 0
+    while counts.total() < wanted:
+        project = fresh.copy(tmp_path / "project", PATH=preloaded)
+        try:
+            removed += disturb(project, chance, counts)
+            assert left(project) == truth
+            assert project.repro()[0] == []
+        except BaseException:
+            keep("kills", counts, seed=seed, failed=True)
+            print(f"seed {seed}, after {counts.total()} kills, {completed} runs")
+            raise
+        for lock in Path(project.environment["BREEDLINE_CACHE"]).rglob("*.lock"):
+            FileLock(lock).acquire(blocking=False).lock.release()
+        shutil.rmtree(project.folder)
+        shutil.rmtree(tmp_path / "project-home")
+        completed += 1
+        minutes = round((time.monotonic() - start) / 60, 1)
+        keep("kills", counts, seed=seed, completed=completed, cut_locks=removed, minutes=minutes)
+    with capsys.disabled():
+        print(
+            f"\n{completed} runs completed, dvc.lock cut short {removed} times, seed {seed}\n{table(counts, 'at work', 'kills')}"
+        )
+    assert {at_work for at_work, _ in counts} <= {*STAGES, "dvc: starts", "dvc: records"}
