@@ -28,6 +28,7 @@ from flows.decisions import Record, decided, look_at
 from flows.gate import Decision, decide
 from flows.predict import fetched_bundle, shown
 from flows.registry import in_production, last_trained, model_of
+from flows.remote import Missing
 from flows.workspace import PARAMS
 
 LABELS, PRESIZED = "data/labels.csv", "data/presized"
@@ -80,6 +81,8 @@ class _Champion(NamedTuple):
 def judge(root: Path) -> Judgement | None:
     """Compare the model in the workspace at `root` with the one in production, or that of the last commit if none is.
 
+    The model in the workspace has no champion if it is itself that of the last commit, or if nobody can have that one.
+
     Returns:
         None if both give the same answers to the bit: then there is nothing to decide.
 
@@ -90,8 +93,7 @@ def judge(root: Path) -> Judgement | None:
     settings = load_params(root / PARAMS).gate
     bundle = root / model_of(root).path
     challenger = Classifier.load(bundle)
-    found = in_production(root) or last_trained(root)
-    champion = _Champion(found.name, Classifier.load(fetched_bundle(root, found.commit))) if found else None
+    champion = _champion(root)
     images = ShardSet(root / PRESIZED, PRESIZED_COLUMNS)
     table = read_csv(root / LABELS, ["name", "label", "split", "sha256"])
     items = [item for item in load_items(images, table) if item.split == "test"]
@@ -127,6 +129,19 @@ def judge(root: Path) -> Judgement | None:
         **_told(comparison),
     )
     return Judgement(decision, record, _same(earlier, record), answers)
+
+
+def _champion(root: Path) -> _Champion | None:
+    """What is in production, or else the model of the last commit, unless nobody can have that."""
+    production = in_production(root)
+    if not (found := production or last_trained(root)):
+        return None
+    try:
+        return _Champion(found.name, Classifier.load(fetched_bundle(root, found.commit)))
+    except Missing:
+        if production:
+            raise
+        return None  # as in a clone of this project with other images: only its lock came along
 
 
 def answer(

@@ -12,7 +12,7 @@ production, when and why (`gto history`, `git show`). GTO goes by their times, s
 import re
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -73,15 +73,35 @@ def in_production(root: Path) -> Published | None:
 
 
 def last_trained(root: Path) -> Published | None:
-    """The last commit that changed dvc.lock, if that has a model."""
+    """The last commit that changed dvc.lock, if that has a model, which is another one than the folder's."""
     try:
         commit = git(root, "log", "-1", "--format=%H", "--", "dvc.lock")
-        model = model_in(git(root, "show", f"{commit}:dvc.yaml"), commit)
-        stages = YAML(typ="safe").load(git(root, "show", f"{commit}:dvc.lock"))["stages"].values()
-    except BreedlineError:  # no commit at all, or one that has deleted it, or without a model
+    except GitError:  # no commit at all
         return None
-    there = any(out["path"] == model.path for stage in stages for out in stage.get("outs", []))
-    return Published(commit, commit) if there else None
+    model = _recorded(root, commit) if commit else None
+    return Published(commit, commit) if model and model != _recorded(root) else None
+
+
+def released(root: Path) -> bool:
+    """Whether the model that HEAD records is that of a version, be that in production or not."""
+    name, model = model_of(root).name, _recorded(root, "HEAD")
+    return model is not None and any(
+        _recorded(root, tag.commit) == model for _, tag in reversed(_versions(_tags(root, name), name))
+    )
+
+
+def _recorded(root: Path, commit: str | None = None) -> dict[str, Any] | None:
+    """What dvc.lock of a commit, or else of the folder, says of the model: its path, hash and size; None if nothing."""
+    try:
+        dvc_yaml, lock = (
+            git(root, "show", f"{commit}:{name}") if commit else (root / name).read_text("utf-8")
+            for name in ("dvc.yaml", "dvc.lock")
+        )
+        path = model_in(dvc_yaml, "a commit").path
+        stages = YAML(typ="safe").load(lock)["stages"].values()
+        return next((out for stage in stages for out in stage.get("outs", []) if out["path"] == path), None)
+    except (BreedlineError, OSError, YAMLError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def assigned(root: Path, name: str, stage: str) -> list[str]:

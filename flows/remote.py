@@ -174,11 +174,16 @@ def _store(repo: Repo, name: str | None) -> HashFileDB:
     return remote.odb
 
 
+class Missing(BreedlineError):
+    """Nobody has pushed a model."""
+
+
 def get_model(root: Path, commit: str, folder: Path) -> None:
     """Copy the one artifact of type `model` that dvc.yaml of a commit names into `folder`, from DVC's cache or remote.
 
     Raises:
-        BreedlineError: the commit names no such artifact, or not one; or DVC does not find its files.
+        BreedlineError: the commit names no such artifact, or not one.
+        Missing: neither cache nor remote has its files.
     """
     with (
         opened(root),
@@ -191,6 +196,6 @@ def get_model(root: Path, commit: str, folder: Path) -> None:
             for name in files.ls(path, detail=False):
                 files.get_file(name, str(folder / Path(name).name))
         except (FileNotFoundError, DataIndexDirError) as error:
-            raise BreedlineError(
+            raise Missing(
                 f"neither DVC's cache nor its remote has {path} of {commit[:12]}: `dvc fetch --all-commits`, or push it"
             ) from error

@@ -17,6 +17,7 @@ from flows.names import run_name
 from flows.pipeline import run_stages
 from flows.plan import Action, plan
 from flows.process import Processes
+from flows.registry import released
 from flows.remote import check_remote, has_remote, missing, stored
 from flows.repo import metrics
 from flows.states import Outcome
@@ -105,9 +106,12 @@ def _pull(root: Path, processes: Processes) -> str:
 def _publish(clone: Workspace, processes: Processes) -> State[Any]:
     """Judge the challenger and do what the gate says; the decision is committed whatever it is, but only once."""
     root = clone.root
-    if not transaction.changed(root):
+    changed = transaction.changed(root)
+    if not changed and released(root):
         return Outcome.UNCHANGED.state("everything is as it was published")
     judgement = in_task("gate", lambda: judge(root))
+    if not changed and not judgement:
+        return Outcome.UNCHANGED.state(SAME)
     if judgement:
         show_decision(judgement.record.verdict, judgement.rows(), judgement.changed)
         if judgement.known and judgement.known.published:

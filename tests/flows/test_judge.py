@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git(root, "commit", "--quiet", "--message", "first")
     Path("models").rename("first")
     train(0.04)
+    with Repo() as repo:
+        repo.commit(force=True)
     return root
 
 
@@ -148,6 +151,22 @@ def test_the_champion_is_what_is_in_production_or_else_of_the_last_commit(reposi
 
 
 @pytest.mark.slow
+def test_a_model_that_nobody_can_have_is_a_champion_only_in_production(repository: Path) -> None:
+    shutil.rmtree(".dvc/cache")
+    found = judged(repository)
+    assert (found.record.verdict, found.record.champion, found.record.look) == ("promote", None, 0)
+    registry.release(repository, "the first")
+    with pytest.raises(BreedlineError, match=r"^neither DVC's cache nor its remote has models of"):
+        judge.judge(repository)
+
+
+@pytest.mark.slow
+def test_the_model_of_the_last_commit_has_not_itself_to_beat(repository: Path) -> None:
+    git(repository, "commit", "--quiet", "--all", "--message", "second")
+    assert judged(repository).decision.reasons == ["there is no champion yet"]
+
+
+@pytest.mark.slow
 def test_a_correction_of_a_test_image_scores_the_champion_anew(repository: Path) -> None:
     before = judged(repository).record
     text = Path("data/labels.csv").read_text().splitlines()
@@ -165,6 +184,7 @@ def test_a_correction_of_a_test_image_scores_the_champion_anew(repository: Path)
 def test_the_same_model_is_nothing_to_decide(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("models").rename("second")
     Path("first").rename("models")
+    registry.release(repository, "the first")
     assert judge.judge(repository) is None
     judge.main()
     assert capsys.readouterr().out == "the model gives the same answers as the champion: there is nothing to decide\n"

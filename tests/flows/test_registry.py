@@ -16,7 +16,7 @@ from breedline.bundle import read_bundle
 from breedline.errors import BreedlineError
 from flows import cli, predict, registry
 from flows.git_command import GitError, git
-from flows.registry import Published, assigned, in_production, last_trained, release, roll_back
+from flows.registry import Published, assigned, in_production, last_trained, release, released, roll_back
 from tests.bundles import CLASSES, bundle
 
 ARTIFACT = "artifacts:\n  classifier: {path: models, type: model}\n"
@@ -120,17 +120,40 @@ def test_a_repository_without_one_model_is_told(repository: Path, dvc_yaml: str)
         in_production(repository)
 
 
+LOCK = "stages: {{bundle: {{outs: [{{path: models, md5: {}}}]}}}}\n"
+
+
+def trained(repository: Path, md5: str) -> str:
+    """The commit of a model with this hash."""
+    (repository / "dvc.lock").write_text(LOCK.format(md5))
+    git(repository, "add", "dvc.lock")
+    git(repository, "commit", "--quiet", "--message", f"trained {md5}")
+    return git(repository, "rev-parse", "HEAD")
+
+
 def test_what_was_trained_last_is_the_commit_of_the_lock(repository: Path) -> None:
     assert last_trained(repository) is None
-    (repository / "dvc.lock").write_text("stages: {bundle: {outs: [{path: models}]}}\n")
-    git(repository, "add", "dvc.lock")
-    git(repository, "commit", "--quiet", "--message", "trained")
-    commit = git(repository, "rev-parse", "HEAD")
+    commit = trained(repository, "aa")
     git(repository, "commit", "--quiet", "--allow-empty", "--message", "a decision")
+    assert last_trained(repository) is None  # no model has itself to beat
+    (repository / "dvc.lock").write_text(LOCK.format("bb"))
     assert last_trained(repository) == Published(commit, commit)
-    git(repository, "rm", "--quiet", "dvc.lock")
+    git(repository, "rm", "--quiet", "--force", "dvc.lock")
     git(repository, "commit", "--quiet", "--message", "gone")
     assert last_trained(repository) is None
+
+
+def test_a_model_is_released_once_a_version_has_it(repository: Path) -> None:
+    trained(repository, "aa")
+    assert not released(repository)
+    release(repository, "the first")
+    git(repository, "commit", "--quiet", "--allow-empty", "--message", "something else")
+    assert released(repository)
+    trained(repository, "bb")
+    assert not released(repository)
+    release(repository, "the second")
+    trained(repository, "aa")
+    assert released(repository)
 
 
 # With models

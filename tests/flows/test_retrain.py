@@ -149,6 +149,32 @@ def test_the_first_champion_needs_no_other_to_beat(project: Any) -> None:
     assert published == [".gitignore", path, "dvc.lock", "metrics/evaluate.json"]
 
 
+def test_what_a_person_has_trained_and_pushed_is_gated_as_well(project: Any) -> None:
+    tip = project.tip()
+    name, message = run()
+    assert (name, project.ran()) == ("Published", [])
+    assert message.endswith("promote: there is no champion yet")
+    assert (project.tip("main~1"), project.git("show", "--name-only", "--format=", "main", at=project.origin)) == (
+        tip,
+        next(iter(decisions(project))),
+    )
+    assert tags(project) == {"classifier#prod#1": project.tip(), "classifier@v1.0.0": project.tip()}
+    assert run() == ("Unchanged", "everything is as it was published")
+
+    project.git("pull", "--quiet")
+    params = project.work / "params.yaml"
+    params.write_text(params.read_text().replace("epochs: 12", "epochs: 3"))
+    project.run("dvc", "repro", "--quiet")
+    project.git("commit", "--quiet", "--all", "--message", "worse")
+    project.git("push", "--quiet")
+    tip = project.tip()
+    for _ in range(2):
+        name, message = run()
+        assert name == "Held"
+        assert message.startswith("hold: accuracy 0.9250 -> 0.7500")
+    assert (project.tip("main~1"), len(decisions(project)), len(tags(project))) == (tip, 2, 2)
+
+
 def test_what_publish_is_off_for_goes_nowhere(project: Any) -> None:
     before = project.tip(), project.objects()
     assert run(overrides=BETTER, publish=False) == (
@@ -215,13 +241,15 @@ def test_a_rollback_stands_until_there_is_another_model(project: Any) -> None:
 
 
 def test_a_change_that_leaves_the_model_as_it_is_is_published_without_a_decision(project: Any) -> None:
+    assert run()[0] == "Published"
+    before = decisions(project), tags(project)
     tip = project.push_elsewhere(train_py=(project.work / "train.py").read_text() + "# a comment\n")
     name, message = run()
     assert (name, message) == (
         "Published",
         f"{project.tip()[:7]} on main: the model gives the same answers as the champion",
     )
-    assert (project.tip("main~1"), decisions(project), tags(project)) == (tip, {}, {})
+    assert (project.tip("main~1"), decisions(project), tags(project)) == (tip, *before)
 
 
 def test_a_decision_that_is_broken_is_one_line(project: Any) -> None:
