@@ -86,7 +86,7 @@ def suspects(
     numbers = _counts(items, found, pairs)
     write_json(numbers, metrics)
     log.info(
-        "suspects: %d of %d labels are likely wrong; %d pairs of near-duplicates differ in label, %d in split",
+        "suspects: %d of %d labels are likely wrong (`breedline review` shows them); %d pairs of near-duplicates differ in label, %d in split",
         *(numbers["likely"], numbers["images"], *numbers["near_duplicates"].values()),
     )
 
