@@ -41,6 +41,13 @@ def run(force: list[str]) -> int:
 
 def retrain(ref: str, overrides: list[tuple[str, Any]], force: list[str], publish: bool) -> int:
     """Run the pipeline in a private clone of this folder's origin, and publish what passes the gate if asked to."""
+    from flows.workspace import unpushed
+
+    if unpushed(Path(), ref):
+        print(
+            f"the run clones {ref} of the origin: what is changed or committed here counts once it is pushed",
+            file=sys.stderr,
+        )
     from flows.retrain import retrain
 
     state = retrain(ref=ref, overrides=dict(overrides), force=force, publish=publish, return_state=True)

@@ -60,6 +60,15 @@ def workspace(repository: str | None, ref: str, checkout: Path) -> Iterator[Work
         yield Workspace(folder, branch)
 
 
+def unpushed(checkout: Path, branch: str) -> bool:
+    """Whether the folder has changes or commits that its origin's branch, as last seen, has not: a clone lacks them, too."""
+    try:
+        changes = git(checkout, "status", "--porcelain", "--untracked-files=no")
+        return bool(changes or git(checkout, "rev-list", "--max-count=1", f"origin/{branch}..{branch}", "--"))
+    except GitError:  # no repository, or no such branch
+        return False
+
+
 def _allowed(repository: str | None, checkout: Path) -> tuple[str, bool]:
     """The url or folder to clone when a run asks for `repository`, and whether that is the origin of `checkout`.
 

@@ -18,7 +18,7 @@ from breedline.errors import BreedlineError
 from breedline.files import cache_dir
 from breedline.params import ParamsError
 from flows.plan import Action, plan
-from flows.workspace import PARAMS, GitError, git, origin_of, override, workspace
+from flows.workspace import PARAMS, GitError, git, origin_of, override, unpushed, workspace
 
 ROOT = Path(__file__).parents[2]
 PRIVATE = "not for strangers"
@@ -393,3 +393,18 @@ def test_a_value_that_yaml_cannot_hold_is_told(tmp_path: Path, value: object, me
     (tmp_path / PARAMS).write_text((ROOT / PARAMS).read_text())
     with pytest.raises(ParamsError, match=message):
         override(tmp_path, {"label.pattern": value})
+
+
+def test_what_is_not_pushed_is_known(plain: Path, tmp_path: Path) -> None:
+    assert not unpushed(tmp_path, "main")
+    git(plain, "clone", "--quiet", str(plain), str(tmp_path / "clone"))
+    assert not unpushed(tmp_path / "clone", "main")
+    assert not unpushed(tmp_path / "clone", "v1")
+    (tmp_path / "clone/file").write_text("three")
+    (tmp_path / "clone/other").touch()
+    assert unpushed(tmp_path / "clone", "main")
+    git(tmp_path / "clone", "commit", "--quiet", "--all", "--message", "three")
+    assert unpushed(tmp_path / "clone", "main")
+    git(tmp_path / "clone", "push", "--quiet", "origin", "HEAD:refs/heads/next")
+    git(tmp_path / "clone", "update-ref", "refs/remotes/origin/main", "HEAD")
+    assert not unpushed(tmp_path / "clone", "main")
