@@ -6,10 +6,8 @@ are inputs, the keyword-only ones are outputs (and, where they have a default, o
 
 import argparse
 import errno
-import hashlib
 import inspect
 import logging
-import os
 import signal
 import sys
 import time
@@ -25,7 +23,7 @@ from ruamel.yaml.error import YAMLError
 
 from breedline.code import code_of
 from breedline.errors import BreedlineError
-from breedline.files import cache_dir, fingerprint
+from breedline.files import cache_dir, fingerprint, folder_key
 from breedline.params import load_params
 from breedline.parents import end, end_with_dvc
 from breedline.progress import console
@@ -128,8 +126,7 @@ def _section(name: str) -> object:
 
 def _only_one(name: str) -> AcquireReturnProxy[FileLock]:
     """One process at a time runs a stage in a working folder; the lock goes with the process, however it ends."""
-    key = hashlib.sha256(os.fsencode(Path.cwd())).hexdigest()[:16]
     try:
-        return FileLock(cache_dir("locks") / f"{key}-{name}.lock").acquire(blocking=False)
+        return FileLock(cache_dir("locks") / f"{folder_key(Path.cwd())}-{name}.lock").acquire(blocking=False)
     except Timeout:
         raise BreedlineError("already running in this folder: wait for it to end, or end it") from None

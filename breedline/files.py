@@ -12,19 +12,44 @@ import platformdirs
 from breedline.errors import BreedlineError
 
 
+def cache_root() -> Path:
+    """$BREEDLINE_CACHE, or else the user's cache folder, which need not be there yet.
+
+    Raises:
+        BreedlineError: it is in the home of somebody who has none.
+    """
+    root = _cache()
+    try:
+        return Path(root).expanduser()
+    except RuntimeError as error:
+        raise _no_folder(root, error) from error
+
+
 def cache_dir(name: str) -> Path:
-    """The folder `name` in $BREEDLINE_CACHE, or else in the user's cache folder. It may be deleted at any time.
+    """The folder `name` in the cache of this user, made if it is missing. It may be deleted at any time.
 
     Raises:
         BreedlineError: it cannot be a folder, because a file has its name.
     """
-    root = os.environ.get("BREEDLINE_CACHE") or platformdirs.user_cache_dir("breedline")
+    folder = cache_root() / name
     try:
-        folder = Path(root).expanduser() / name
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, RuntimeError) as error:  # RuntimeError: no home
-        raise BreedlineError(f"BREEDLINE_CACHE is {root}, which is no folder ({error}): set it to a folder") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise _no_folder(_cache(), error) from error
     return folder
+
+
+def _cache() -> str:
+    return os.environ.get("BREEDLINE_CACHE") or platformdirs.user_cache_dir("breedline")
+
+
+def _no_folder(root: str, error: Exception) -> BreedlineError:
+    return BreedlineError(f"BREEDLINE_CACHE is {root}, which is no folder ({error}): set it to a folder")
+
+
+def folder_key(folder: Path) -> str:
+    """A short name of a folder, for what the cache keeps of it."""
+    return hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
 
 
 @contextmanager
@@ -50,7 +75,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     It always has the same name, as the file of `new_file` has.
     """
-    temporary, old = _partial(path), path.with_name(f".{path.name}.old")
+    temporary, old = _partial(path), _old(path)
     _remove(temporary, old)
     temporary.mkdir(parents=True)
     try:
@@ -62,8 +87,17 @@ def new_folder(path: Path) -> Iterator[Path]:
         _remove(temporary, old)
 
 
+def leftovers_of(path: Path) -> list[Path]:
+    """What a killed process has left beside `path`, or a living one is writing there."""
+    return [beside for beside in (_partial(path), _old(path)) if beside.exists()]
+
+
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def _remove(*folders: Path) -> None:

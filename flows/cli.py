@@ -96,6 +96,13 @@ def verify_remote(deep: bool) -> int:
     return main(deep)
 
 
+def doctor(repair: bool) -> int:
+    """Tell what is wrong here: environment, settings, results and their cache, remote, leftovers, decisions, server."""
+    from flows.doctor import main
+
+    return main(repair)
+
+
 def predict(paths: list[str], model: str, top: int, min_confidence: float | None, form: str) -> int:
     """Tell what a published model sees in photos: files, folders, globs, archives, or `-` for a list of them on stdin."""
     from flows.predict import main
@@ -195,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     add(verify_remote).add_argument(
         "--deep", action="store_true", help="read every object, whatever checksum the remote tells"
     )
+    add(doctor).add_argument("--repair", action="store_true", help="do what is safe of what it advises, and look again")
     model: dict[str, Any] = {
         "default": "models",
         "metavar": "DIR",

@@ -1,6 +1,6 @@
 """What the DVC remote has: asks for every object that dvc.lock names, and sends again what is missing or altered.
 
-And the model of any commit, from the cache or else from there.
+And the other way round: what the cache has, and what it takes back; and the model of any commit, from the cache or the remote.
 """
 
 import base64
@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from dvc.api import DVCFileSystem
+from dvc.config import NoRemoteError
 from dvc.output import Output
 from dvc.repo import Repo
+from dvc_data.hashfile.build import build
 from dvc_data.hashfile.db import HashFileDB
 from dvc_data.hashfile.hash import file_md5
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
+from dvc_data.hashfile.transfer import transfer
 from dvc_data.hashfile.tree import Tree
 from dvc_data.index import DataIndexDirError
 
@@ -43,13 +46,18 @@ class Stored:
     oid: str
     bytes: int | None
     """Its size; None if the cache of this machine does not have it."""
+    stage: str
+    """What makes it."""
 
 
-def stored(root: Path) -> list[Stored]:
+def stored(root: Path, *, cache_only: bool = False) -> list[Stored]:
     """Every object that the outputs in dvc.lock at `root` consist of; outputs that git keeps have none.
 
+    Args:
+        cache_only: ask no remote for the list of a folder that the cache has lost; its files are left out then.
+
     Raises:
-        BreedlineError, NetworkError: as `missing`.
+        BreedlineError, NetworkError: as `missing`, unless `cache_only`.
     """
     found: dict[str, Stored] = {}
     with opened(root) as repo, reaching("DVC remote", ".dvc/config"):
@@ -58,17 +66,17 @@ def stored(root: Path) -> list[Stored]:
             if out.use_cache and out.can_push and out.hash_info:
                 files = {str(out): out.hash_info.value}
                 if out.hash_info.isdir:
-                    files |= {f"{out}/{'/'.join(key)}": info.value for key, _, info in _folder(repo, out)}
+                    files |= {f"{out}/{'/'.join(key)}": info.value for key, _, info in _folder(repo, out, cache_only)}
                 for name, oid in files.items():
                     path = Path(cache.oid_to_path(oid))
                     size = path.stat().st_size if path.is_file() else None
-                    found.setdefault(oid, Stored(name, out.remote, oid, size))
+                    found.setdefault(oid, Stored(name, out.remote, oid, size, out.stage.addressing))
     return list(found.values())
 
 
-def _folder(repo: Repo, out: Output) -> Iterable[tuple[tuple[str, ...], Meta | None, HashInfo]]:
+def _folder(repo: Repo, out: Output, cache_only: bool) -> Iterable[tuple[tuple[str, ...], Meta | None, HashInfo]]:
     """The files in a folder, from its list in the cache or else on the remote; empty if the list is lost or altered."""
-    for odb in (repo.cache.local, _store(repo, out.remote)):
+    for odb in (repo.cache.local, *([] if cache_only else [_store(repo, out.remote)])):
         with contextlib.suppress(FileNotFoundError):
             if _is_whole(odb, out.hash_info.value):
                 return Tree.load(odb, out.hash_info)
@@ -149,6 +157,55 @@ def upload(root: Path, objects: list[Stored]) -> list[Stored]:
                 lost.append(stored)
                 continue
             _store(repo, stored.remote).add(path, cache.fs, stored.oid, check_exists=False)
+    return lost
+
+
+def damaged(root: Path, objects: list[Stored]) -> list[Stored]:
+    """Those of `objects` that the cache of this machine lacks, or has with other bytes. Reads all that it has of them."""
+    with (
+        opened(root) as repo,
+        progress("read DVC's cache", sum(o.bytes or 0 for o in objects), in_bytes=True) as advance,
+    ):
+
+        def whole(stored: Stored) -> bool:
+            return stored.bytes is not None and _is_whole(repo.cache.local, stored.oid)
+
+        found = []
+        with ThreadPoolExecutor(READERS) as threads:
+            for stored, good in zip(objects, threads.map(whole, objects), strict=True):
+                advance(stored.bytes or 0)
+                if not good:
+                    found.append(stored)
+        return found
+
+
+def refill(root: Path, objects: list[Stored]) -> list[Stored]:
+    """Put `objects` into the cache again, from outputs that are as dvc.lock says or else from their remote.
+
+    What is there of them is removed first. Returns those that neither can supply.
+
+    Raises:
+        NetworkError: a remote does not answer.
+    """
+    lost = []
+    with opened(root) as repo, reaching("DVC remote", ".dvc/config"):
+        cache = repo.cache.local
+        for stored in objects:
+            Path(cache.oid_to_path(stored.oid)).unlink(missing_ok=True)
+        for out in repo.index.outs:
+            mine = any(Path(stored.name).is_relative_to(str(out)) for stored in objects)
+            if mine and out.hash_info and not out.workspace_status():
+                staging, _, found = build(cache, out.fs_path, out.fs, cache.hash_name, ignore=out.dvcignore)
+                transfer(staging, cache, {found.hash_info}, shallow=False)
+        for stored in objects:
+            with contextlib.suppress(FileNotFoundError, NoRemoteError):
+                if not cache.exists(stored.oid):
+                    store = _store(repo, stored.remote)
+                    cache.add(store.oid_to_path(stored.oid), store.fs, stored.oid)
+                if _is_whole(cache, stored.oid):
+                    continue
+                Path(cache.oid_to_path(stored.oid)).unlink()
+            lost.append(stored)
     return lost
 
 

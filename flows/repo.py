@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import dvc
-from dvc.dvcfile import LOCK_FILE
+from dvc.dvcfile import LOCK_FILE, Lockfile
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.utils.serialize import load_yaml, modify_yaml
@@ -97,6 +97,25 @@ def _locked(root: Path) -> list[str]:
     """The stages in dvc.lock."""
     path = root / LOCK_FILE
     return list(load_yaml(path).get("stages", {})) if path.exists() else []
+
+
+def check_lock(root: Path) -> None:
+    """Raises BreedlineError if dvc.lock at `root` cannot be read."""
+    with opened(root) as repo:
+        Lockfile(repo, LOCK_FILE).load()
+
+
+def outputs(root: Path) -> list[str]:
+    """The paths of all outputs in dvc.yaml at `root`, metrics included."""
+    with opened(root) as repo:
+        return [str(out) for out in repo.index.outs]
+
+
+def altered(root: Path) -> dict[str, str]:
+    """Which outputs of stages that have run are not as dvc.lock says, and whether each is "deleted" or "modified"."""
+    with opened(root) as repo:
+        ran = (out for out in repo.index.outs if out.hash_info)
+        return {path: change for out in ran for path, change in out.workspace_status().items()}
 
 
 def share_cache(checkout: Path, clone: Path) -> None:

@@ -44,12 +44,10 @@ from ruamel.yaml import YAML
 from breedline.errors import BreedlineError
 from breedline.files import cache_dir
 from flows.limits import create_limit
-from flows.service import Service
+from flows.service import SERVER_START, Service, answers
 
 DEPLOYMENTS = Path("prefect.yaml")
 POOL = "breedline"
-SERVER_START = 120.0
-"""Seconds that a server may take to answer for the first time; on a slow disk it makes its database meanwhile."""
 SILENCE = 120
 """Seconds without a heartbeat, of which there is one every 30 s, until a run counts as crashed."""
 LOOK_FOR_LOST = 10.0
@@ -124,7 +122,7 @@ def running_server() -> Iterator[Server]:
         say(f"Starting a Prefect server at {origin}, which logs to {log}")
         with Service("The server", command, say, env=environment, stdout=output, stderr=output) as service:
             deadline = time.monotonic() + SERVER_START
-            while not _answers(settings["PREFECT_API_URL"]):
+            while not answers(settings["PREFECT_API_URL"]):
                 if service.look() is not None or time.monotonic() > deadline:
                     raise BreedlineError(
                         f"the Prefect server did not start, see {log}: if port {port} is taken by one already, "
@@ -193,13 +191,6 @@ def _has_process(run: FlowRun, worker_started: datetime) -> bool:
         return False
 
 
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5).is_success
-    except httpx.TransportError:
-        return False
-
-
 def _prepare(client: SyncPrefectClient) -> None:
     """Create what runs need on a server: a work pool, the limit on the GPU, and an automation that marks silent runs."""
     with contextlib.suppress(ObjectAlreadyExists):
@@ -248,7 +239,7 @@ def _deployed(client: SyncPrefectClient) -> Iterator[list[str]]:
     try:
         yield names
     finally:
-        if _answers(str(client.api_url).rstrip("/")):
+        if answers(str(client.api_url).rstrip("/")):
             for deployment in ids:
                 client.pause_deployment(deployment)
             _cancel_unfinished(client, ids)

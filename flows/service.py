@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Self
 
+import httpx
 import psutil
 
 from breedline.errors import BreedlineError
@@ -13,6 +14,8 @@ from flows.leash import leashed
 
 FAILURES = 5
 """Exits in a row after which the program is not restarted any more."""
+SERVER_START = 120.0
+"""Seconds that a server may take to answer for the first time; on a slow disk it makes its database meanwhile."""
 STEADY = 60.0
 """A program that ran for this many seconds has recovered: its next exit is the first of a row."""
 
@@ -75,6 +78,14 @@ class Service:
         for survivor in psutil.wait_procs(self._descendants, timeout=10)[1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 survivor.kill()
+
+
+def answers(url: str) -> bool:
+    """Whether there is a Prefect server at the url of an API."""
+    try:
+        return httpx.get(f"{url}/health", timeout=5).is_success
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
 
 
 def _pause(seconds: float) -> None:

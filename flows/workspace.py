@@ -96,16 +96,21 @@ def _place(repository: str, checkout: Path) -> str:
     return repository.rstrip("/").removesuffix(".git").rstrip("/")
 
 
+def remove_stale() -> None:
+    """Remove the clones that killed runs have left behind."""
+    for lock in cache_dir("workspaces").glob("*.lock"):
+        with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+
+
 @contextlib.contextmanager
 def _free_folder() -> Iterator[Path]:
     """The first folder of workspaces/1, 2, … that no other run uses.
 
     The names are used again and again, as DVC keeps a cache (its site cache) for each path that it has ever opened.
     """
+    remove_stale()
     workspaces = cache_dir("workspaces").absolute()  # git runs in the checkout, where a relative path is another folder
-    for lock in workspaces.glob("*.lock"):
-        with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)  # left by a run that was killed
     for number in itertools.count(1):
         with contextlib.suppress(Timeout), FileLock(workspaces / f"{number}.lock", timeout=0):
             folder = workspaces / str(number)

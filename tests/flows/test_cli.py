@@ -27,6 +27,7 @@ SUBCOMMANDS = [
     "rollback",
     "serve",
     "verify-remote",
+    "doctor",
     "predict",
     "app",
     "review",
