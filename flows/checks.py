@@ -19,7 +19,6 @@ from packaging.requirements import Requirement
 
 from breedline.corrections import read_corrections
 from breedline.decisions import KEPT
-from breedline.errors import BreedlineError
 from breedline.files import cache_root, leftovers_of
 from breedline.params import load_params
 from breedline.tables import read_csv
@@ -31,7 +30,7 @@ from flows.plan import OUR_CODE
 from flows.publish import verify
 from flows.registry import model_of
 from flows.remote import Stored, damaged, has_remote, missing, refill, stored
-from flows.repo import altered, check_lock, outputs
+from flows.repo import LockFileError, altered, check_lock, outputs
 from flows.service import SERVER_START, answers
 from flows.workspace import PARAMS, remove_stale
 
@@ -79,6 +78,8 @@ def pipeline(root: Path) -> Iterator[Finding]:
     if not (root / ".dvc").is_dir():
         yield Finding("there is no DVC repository here", "run this in the project's folder")
         return
+    if not _in_git(root):
+        yield Finding("this is no git repository, so no result has a history", "`git init`", problem=False)
     for name in (PARAMS, "dvc.yaml", LOCK):
         if (root / name).is_file() and CONFLICT.search((root / name).read_bytes()):
             remedy = f"settle it there, or take a side: `git checkout --ours {name}` or `git checkout --theirs {name}`"
@@ -88,14 +89,12 @@ def pipeline(root: Path) -> Iterator[Finding]:
         load_params(root / PARAMS)
     try:
         check_lock(root)
-    except BreedlineError as error:
+    except LockFileError as error:
         remedy = f"`git checkout {LOCK}`; what has run since, `dvc repro` takes from the run-cache"
         yield Finding(str(error), remedy, repair=partial(_check_out, root))
         return
     outputs(root)
-    if not _in_git(root):
-        yield Finding("this is no git repository, so no result has a history", "`git init`", problem=False)
-    elif _uncommitted(root):
+    if _in_git(root) and _uncommitted(root):
         remedy = f"commit it, with {PARAMS} and metrics/; or undo it: `git checkout {LOCK} && dvc checkout`"
         yield Finding(f"{LOCK} is not committed, so nobody else has these results", remedy, problem=False)
 
@@ -106,10 +105,9 @@ def _check_out(root: Path) -> str:
 
 
 def _in_git(root: Path) -> bool:
-    try:
-        return bool(git(root, "rev-parse", "--git-dir"))
-    except GitError:
-        return False
+    """Whether git keeps the folder. Raises GitError if git cannot read what it keeps."""
+    there = any((folder / ".git").exists() for folder in (root.absolute(), *root.absolute().parents))
+    return there and git(root, "rev-parse", "--is-inside-work-tree") == "true"
 
 
 def _uncommitted(root: Path) -> bool:
@@ -210,7 +208,7 @@ def decisions(root: Path) -> Iterator[Finding]:
         table = read_corrections(corrections)
         corrected = dict(zip(table["sha256"], table["label"], strict=True))
     rows = read_csv(kept, KEPT)[KEPT].itertuples(index=False) if kept.exists() else ()
-    if both := [row.name for row in rows if corrected.get(row.sha256.strip().lower(), row.label) != row.label]:
+    if both := [name for name, sha, label, _ in rows if corrected.get(sha.strip().lower(), label) != label]:
         what = f"{_some(both)}: kept in {kept}, but {corrections} says otherwise, and counts"
         yield Finding(what, "decide again in `breedline review`, or delete one of the lines", problem=False)
 
@@ -228,7 +226,7 @@ def versions(root: Path) -> Iterator[Finding]:
 def server(root: Path) -> Iterator[Finding]:
     """The Prefect server that is set answers, and so does each `breedline serve`."""
     for path in (cache_root() / "serve").glob("*.env"):
-        url = re.search(r"^export PREFECT_API_URL=(\S+)$", path.read_text(), re.MULTILINE)
+        url = re.search(r"^export PREFECT_API_URL=(\S+)$", path.read_text(errors="replace"), re.MULTILINE)
         if path.stat().st_mtime < time.time() - SERVER_START and not (url and answers(url[1])):
             yield _left([path], "the address of a server that was killed")
     if (configured := os.environ.get("PREFECT_API_URL")) and not answers(configured):

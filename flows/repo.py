@@ -29,6 +29,10 @@ USED = (
 )
 
 
+class LockFileError(BreedlineError):
+    """A dvc.lock that was cut off, or that is none at all."""
+
+
 @contextlib.contextmanager
 def opened(root: Path) -> Iterator[Repo]:
     """The DVC repository at `root`, open; `root` is the working folder meanwhile, so that DVC's names are relative to it.
@@ -100,9 +104,12 @@ def _locked(root: Path) -> list[str]:
 
 
 def check_lock(root: Path) -> None:
-    """Raises BreedlineError if dvc.lock at `root` cannot be read."""
+    """Raises LockFileError if dvc.lock at `root` makes no sense."""
     with opened(root) as repo:
-        Lockfile(repo, LOCK_FILE).load()
+        try:
+            Lockfile(repo, LOCK_FILE).load()
+        except DvcException as error:
+            raise LockFileError(f"{LOCK_FILE} makes no sense: {' '.join(str(error).split())}") from error
 
 
 def outputs(root: Path) -> list[str]:
