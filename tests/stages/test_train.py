@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch._inductor import config as inductor
 from torch.nn import BatchNorm2d
 
+import breedline.features
 import breedline.probe
 from breedline.errors import BreedlineError
 from breedline.history import History
@@ -257,7 +258,7 @@ def test_out_of_memory_features_are_computed_for_fewer_images_at_a_time(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return features(model, images)
 
-    monkeypatch.setattr(breedline.probe, "features", too_much)
+    monkeypatch.setattr(breedline.features, "features", too_much)
     folder = pretrained.train(tmp_path, batch_size=32, epochs=1)
     assert [message for message in caplog.messages if "out of memory" in message] == [
         "train: out of memory: batches of 32 from now on in parts of 16",
