@@ -65,7 +65,7 @@ def test_it_shows_which_images_changed(tmp_path: Path) -> None:
         first = page.locator("#broken").get_by_role("listitem").first
         expect(first).to_contain_text("challenger <i>dog 90.0%")
         expect(first).to_contain_text("champion cat 75.0%")
-        expect(page.locator("#numbers")).to_contain_text("95% interval -0.0400 to 0.0100")
+        expect(page.locator("#numbers")).to_contain_text("95.0% interval -0.0400 to 0.0100")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
