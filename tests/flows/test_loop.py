@@ -45,7 +45,8 @@ def project(tmp_path: Path, preloaded: str, prefect_server: str) -> Project:
     folder = fresh_project(tmp_path / "project").folder
     (tmp_path / "pictures.tar").write_bytes(renamed(pictures())[0])
     project = Project(folder, PATH=preloaded, PREFECT_API_URL=prefect_server, PREFECT_HOME=str(tmp_path / "prefect"))
-    project.set("train", freeze_epochs="fit", epochs=0)
+    project.set("weights", source="imagenet")  # they come with the environment
+    project.set("train", arch="tf_efficientnet_lite0", freeze_epochs="fit", epochs=0)
     project.set("gate", max_slowdown=1000, max_calibration_rise=1)
     project.run("git", "init", "--quiet", "--bare", "--initial-branch", "main", str(tmp_path / "origin.git"))
     project.run("git", "branch", "--move", "main")
