@@ -40,8 +40,10 @@ def sees(project: Project, photo: Path, model: str) -> str:
 
 
 @pytest.fixture
-def project(tmp_path: Path, preloaded: str, prefect_server: str) -> Project:
+def project(long: bool, tmp_path: Path, preloaded: str, prefect_server: str) -> Project:
     """The project, a git origin, and a DVC remote; its pictures are those of `renamed`. A head is all that it trains."""
+    if not long:
+        pytest.skip("`make test-long` goes the whole loop")
     folder = fresh_project(tmp_path / "project").folder
     (tmp_path / "pictures.tar").write_bytes(renamed(pictures())[0])
     project = Project(folder, PATH=preloaded, PREFECT_API_URL=prefect_server, PREFECT_HOME=str(tmp_path / "prefect"))
@@ -58,6 +60,7 @@ def project(tmp_path: Path, preloaded: str, prefect_server: str) -> Project:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_labels_are_cleaned_and_what_learns_from_them_is_published_and_taken_back(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,14 +95,15 @@ def test_labels_are_cleaned_and_what_learns_from_them_is_published_and_taken_bac
     assert len((project.folder / "data/kept.csv").read_text().splitlines()) == 1 + CARDS - len(wrong)
 
     stages, _ = project.repro()
-    assert (stages[0], stages[-1], "download" in stages) == ("label", "bundle", False)
+    assert stages[0] == "label"
+    assert not {"download", "weights"} & set(stages)
     said = project.run("breedline", "gate")
-    assert "classifier@v1.0.0 gets 0 right that the model gets wrong" in said
+    assert "look 1 at these" in said
     assert (project.folder / "reports/gate.html").is_file()
     share()
     decision = json.loads(max((project.folder / "decisions").iterdir()).read_text())
     assert (decision["champion"], decision["published"], decision["look"]) == ("classifier@v1.0.0", True, 1)
-    assert decision["champion_value"] < decision["challenger_value"] == 1
+    assert decision["champion_value"] <= decision["challenger_value"] == 1
 
     root = str(project.folder)
     assert [row["version"] for row in gto.api.show(root, "classifier#prod")] == ["v1.1.0"]
