@@ -4,6 +4,7 @@ The whole file is checked before any stage does any work, and all mistakes are r
 """
 
 import difflib
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,14 +22,31 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from breedline.architectures import Architecture, pretrained_name
-from breedline.errors import BreedlineError
+from breedline.errors import BreedlineError, one_line
 from breedline.pattern import compile_pattern
+from breedline.urls import redacted
+
+BETWEEN, MOST_MISTAKES = "\n  ", 50
+"""What stands between mistakes, and how many are told."""
+
+
+MAX_BYTES = 200_000
+"""A longer params.yaml is not read."""
+_short = reprlib.Repr()  # of a value in a mistake: what a few aliases of YAML stand for can fill the memory
+_short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring, _short.maxother = 2, 10, 10, 200, 200
 
 
 class ParamsError(BreedlineError):
-    """params.yaml says something that cannot be meant."""
+    """params.yaml says something that cannot be meant. Each mistake has a line of its own, up to MOST_MISTAKES."""
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        first, *mistakes = map(one_line, redacted(message).split(BETWEEN))
+        if len(mistakes) > MOST_MISTAKES:
+            mistakes = [*mistakes[:MOST_MISTAKES], f"and {len(mistakes) - MOST_MISTAKES} more"]
+        self.args = (BETWEEN.join([first, *mistakes]),)
 
 
 class _Section(BaseModel):
@@ -349,6 +367,8 @@ def load_params(path: Path) -> Params:
         ParamsError: with every mistake at once: the key, the value, and what would be right.
     """
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ParamsError(f"{path} has over {MAX_BYTES:,} bytes: put what is long into a table (label.table)")
         settings = YAML(typ="safe").load(path.read_text("utf-8"))  # YAML 1.2, as DVC reads it: `on` is a word
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing: `git checkout {path}` restores it") from None
@@ -361,7 +381,7 @@ def load_params(path: Path) -> Params:
     try:
         return Params.model_validate(settings)
     except ValidationError as error:
-        raise ParamsError("\n  ".join([f"{path} needs mending:", *_describe(error)])) from error
+        raise ParamsError(BETWEEN.join([f"{path} needs mending:", *_describe(error)])) from error
 
 
 def _describe(error: ValidationError) -> list[str]:
@@ -380,7 +400,7 @@ def _describe(error: ValidationError) -> list[str]:
             mistakes[key] = [": missing; the files in presets/ have every setting"]
         else:
             what = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            value = "" if isinstance(mistake["input"], dict) else f" = {mistake['input']!r}"
+            value = "" if isinstance(mistake["input"], dict) else f" = {_short.repr(mistake['input'])}"
             mistakes.setdefault(key, [f"{value}: {what}"]).append(what)
     return [
         f"{key or 'the file'}{', or '.join([first, *more[1:]])}" for key, (first, *more) in sorted(mistakes.items())

@@ -10,16 +10,18 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
 from PIL import Image
+from pydantic import AfterValidator, BaseModel, Field, RootModel, model_validator
 
 from breedline.charts import curves, reliability
 from breedline.document import Thumbnails
 from breedline.errors import BreedlineError
 from breedline.files import sha256_of
+from breedline.images import DAMAGE
 from breedline.intervals import Interval, bootstrapped, wilson
 from breedline.items import load_items
 from breedline.metrics import by_confidence, confused_pairs, confusion, gap
@@ -38,8 +40,88 @@ AGREES = 1e-3
 """By how much a number that is computed again may differ from the metric, which is of probabilities that are not rounded."""
 STEPS = 100
 """Thresholds of the curve."""
+LARGE = 1e12
+"""No number of the metrics is as large."""
 SHADES = 6
 """Of a cell of the confusion matrix."""
+
+
+def _within_reason(number: float) -> float:
+    if not -LARGE < number < LARGE:  # nor if it is no number
+        raise ValueError("it is too large, or no number")
+    return number
+
+
+Number = Annotated[int | float, AfterValidator(_within_reason)]
+
+
+class Calibration(BaseModel):
+    """What evaluate has found of the confidence."""
+
+    none_below: float = Field(ge=0, le=1)
+
+
+def _has_the_usual(split: dict[str, float]) -> dict[str, float]:
+    if missing := {"accuracy", "macro_f1", "log_loss", "calibration_error", "images"} - split.keys():
+        raise ValueError(f"it lacks {min(missing)}")
+    if not all(0 <= value <= 1 for name, value in split.items() if _is_share(name)):
+        raise ValueError("a share is none")
+    return split
+
+
+def _is_share(metric: str) -> bool:
+    return metric.endswith("accuracy") or metric == "none_of_them"
+
+
+class Evaluated(BaseModel):
+    """The metrics of evaluate, as far as the report needs them."""
+
+    test: Annotated[dict[str, Number], AfterValidator(_has_the_usual)]
+    valid: dict[str, Number] = {}
+    calibration: Calibration
+
+
+class Scores(BaseModel):
+    """How well a model does on the validation images."""
+
+    valid_loss: Number
+    accuracy: Number
+
+
+class Machine(BaseModel):
+    """What a model was trained on."""
+
+    device: str
+    precision: str
+    torch: str
+    fastai: str
+    timm: str
+
+
+class Trained(BaseModel):
+    """The metrics of train, as far as the report needs them."""
+
+    epochs: int
+    valid_loss: Number | None = None
+    accuracy: Number | None = None
+    head: Scores | None = None
+    fine_tuned: Scores | None = None
+    share: Number | None = None
+    batch_size: int | None = None
+    machine: Machine | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        both = (self.head, self.fine_tuned, self.share)
+        if both.count(None) not in (0, len(both)):
+            raise ValueError("it has only a part of head, fine_tuned and share")
+        if (self.head or not self.epochs) and None in (self.valid_loss, self.accuracy):
+            raise ValueError("it lacks valid_loss or accuracy")
+        return self
+
+
+class Labelled(RootModel[dict[str, Any]]):
+    """The metrics of label: counts, some of them nested."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +131,7 @@ class Answers:
     table: pd.DataFrame
     scores: pd.DataFrame
     """Of each class, from the lowest F1: class, precision, recall, f1, images."""
-    metrics: Mapping[str, Any]
+    metrics: Evaluated
 
     @property
     def wrong(self) -> pd.DataFrame:
@@ -65,20 +147,29 @@ class Answers:
         return self.table[which].sort_values(by, ascending=ascending, kind="stable")
 
 
-def read_answers(images: ShardSet, labels: pd.DataFrame, evaluation: Path, metrics: Mapping[str, Any]) -> Answers:
+def read_answers(images: ShardSet, labels: pd.DataFrame, evaluation: Path, metrics: Evaluated) -> Answers:
     """The predictions in evaluate's report `evaluation`, and the content hash of each.
 
     Raises:
-        BreedlineError: they are of other images than the test split of `labels`.
+        BreedlineError: they are of other images than the test split of `labels`, or damaged.
     """
-    table = read_csv(evaluation / "predictions.csv", ["name", "actual", "predicted", "probability", "loss"])
+    columns, numbers = ["name", "actual", "predicted", "probability", "loss"], ["probability", "loss"]
+    table = read_csv(evaluation / "predictions.csv", columns, numbers=numbers)
     tested = [item for item in load_items(images, labels) if item.split == "test"]
     if [item.name for item in tested] != table["name"].tolist():
         raise BreedlineError(f"{evaluation} is of other images than the labels: run `dvc repro`")
-    numbers = {name: table[name].astype(float) for name in ("probability", "loss")}
-    scores = read_csv(evaluation / "per_class.csv", ["class", "precision", "recall", "f1", "images"], ["images"])
-    table = table.assign(**numbers, sha256=[item.sha256 for item in tested])
-    return Answers(table, scores.assign(f1=scores["f1"].astype(float)), metrics)
+    columns = ["class", "precision", "recall", "f1", "images"]
+    scores = read_csv(evaluation / "per_class.csv", columns, ["images"], numbers=["f1"])
+    known = scores["class"].is_unique and table[["actual", "predicted"]].isin(set(scores["class"])).all(axis=None)
+    if (
+        table.empty
+        or len(table) != metrics.test["images"]
+        or not known
+        or not table["probability"].between(0, 1).all()
+        or (scores["images"] < 0).any()
+    ):
+        raise BreedlineError(f"{evaluation} is damaged: `dvc checkout` restores it, or `dvc repro` makes it anew")
+    return Answers(table.assign(sha256=[item.sha256 for item in tested]), scores, metrics)
 
 
 def pictured(answers: Answers, suspects: pd.DataFrame, pairs: pd.DataFrame, most: int) -> Iterator[str]:
@@ -99,7 +190,7 @@ def pictured(answers: Answers, suspects: pd.DataFrame, pairs: pd.DataFrame, most
 
 def headline(answers: Answers) -> list[dict[str, Any]]:
     """The metrics of both splits, those of the test split with an interval where there is one."""
-    test, valid = answers.metrics["test"], answers.metrics.get("valid", {})
+    test, valid = answers.metrics.test, answers.metrics.valid
     names = [name for name in test if name not in ("images", "error_rate") and not name.endswith("_before")]
     intervals = _intervals(answers)
     return [
@@ -117,8 +208,8 @@ def headline(answers: Answers) -> list[dict[str, Any]]:
 
 
 def _intervals(answers: Answers) -> dict[str, Interval | None]:
-    test, table = answers.metrics["test"], answers.table
-    shares = {name: test[name] for name in test if name.endswith("accuracy") or name == "none_of_them"}
+    test, table = answers.metrics.test, answers.table
+    shares = {name: test[name] for name in test if _is_share(name)}
     found = {name: wilson(round(share * test["images"]), test["images"]) for name, share in shares.items()}
     names = pd.Index(answers.scores["class"])
     actual, predicted = names.get_indexer(table["actual"]), names.get_indexer(table["predicted"])
@@ -192,7 +283,10 @@ def learning(training: Path) -> dict[str, Any] | None:
     names = {"train_loss": "training", "valid_loss": "validation", "accuracy": "accuracy"}
     if not all((folder / f"{name}.tsv").is_file() for name in names):
         return None
-    columns = [pd.read_csv(folder / f"{name}.tsv", sep="\t", index_col="step")[name] for name in names]
+    tables = [
+        read_csv(folder / f"{name}.tsv", ["step", name], ["step"], numbers=[name], separator="\t") for name in names
+    ]
+    columns = [table.drop_duplicates("step").set_index("step")[name] for name, table in zip(names, tables, strict=True)]
     table = pd.concat(columns, axis=1).rename(columns=names).rename_axis("epoch").sort_index()
     return {
         "loss": curves(table[["training", "validation"]]),
@@ -222,7 +316,7 @@ def calibration(answers: Answers) -> dict[str, Any]:
 
 def thresholds(answers: Answers) -> dict[str, Any]:
     """The share of images kept and how many of them are right, for each threshold of none-of-these; the chosen one too."""
-    chosen = float(answers.metrics["calibration"]["none_below"])
+    chosen = answers.metrics.calibration.none_below
     confidence = answers.table["probability"]
     right = answers.table["actual"] == answers.table["predicted"]
 
@@ -247,8 +341,11 @@ def training_pictures(training: Path) -> list[tuple[str, str]]:
     for name, title in known.items():
         if (training / name).is_file():
             buffer = io.BytesIO()
-            with Image.open(training / name) as image:
-                image.convert("RGB").save(buffer, "WEBP", lossless=True)
+            try:
+                with Image.open(training / name, formats=["PNG"]) as image:
+                    image.convert("RGB").save(buffer, "WEBP", lossless=True)
+            except (*DAMAGE, Image.DecompressionBombError):
+                continue
             found.append((title, base64.b64encode(buffer.getvalue()).decode()))
     return found
 
@@ -288,15 +385,14 @@ def mistakes(answers: Answers, thumbnails: Thumbnails) -> dict[str, Any]:
 
 def suspected(suspects: pd.DataFrame, thumbnails: Thumbnails) -> dict[str, Any]:
     """The first suspects as far as there are pictures of them, how many there are, and how many are likely wrong."""
-    floats = {name: suspects[name].astype(float) for name in ("label_probability", "suggested_probability")}
-    shown = suspects.assign(**floats).head(CARDS)
+    shown = suspects.head(CARDS)
     likely = int((suspects["likely"] == "True").sum())
     return {"shown": _records(shown[shown["sha256"].isin(list(thumbnails))]), "likely": likely, "all": len(suspects)}
 
 
 def near(pairs: pd.DataFrame, thumbnails: Thumbnails) -> dict[str, Any]:
     """The first pairs of near-duplicates as far as there are pictures of both, and how many there are."""
-    shown = pairs.assign(similarity=pairs["similarity"].astype(float)).head(PAIRS)
+    shown = pairs.head(PAIRS)
     known = shown[["sha256", "other_sha256"]].isin(list(thumbnails)).all(axis=1)
     return {"shown": _records(shown[known]), "all": len(pairs)}
 

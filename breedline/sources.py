@@ -267,7 +267,7 @@ class _Tar(tarfile.TarFile):
 def _zip(file: IO[bytes], url: str) -> Iterator[Member]:
     with _one_line(url), zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
-            if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
+            if info.filename.endswith("/") or stat.S_ISLNK(info.external_attr >> 16):
                 continue
             with archive.open(info) as content:
                 yield Member(info.filename, info.file_size, _Guard(content, url, size=info.file_size))  # type: ignore[arg-type]

@@ -5,18 +5,23 @@ put an apostrophe before such a text, which a spreadsheet takes as text and `rea
 """
 
 import csv
+import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ValidationError
 
 from breedline.errors import BreedlineError
 from breedline.files import new_file
 
+MAX_COLUMNS, MAX_BEGINNING = 1000, 100_000
+"""Of a table, and bytes of its first two lines."""
+Model = TypeVar("Model", bound=BaseModel)
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """How a cell begins that a spreadsheet may run (OWASP, "CSV injection")."""
 
@@ -38,6 +43,8 @@ def read_csv(
     integers: Iterable[str] = (),
     where: str = "",
     repeated: Iterable[str] = (),
+    numbers: Iterable[str] = (),
+    separator: str = ",",
 ) -> pd.DataFrame:
     """Read a table as text, whatever it says: a class may be called "NA", "null" or "007".
 
@@ -48,25 +55,54 @@ def read_csv(
         integers: columns of whole numbers.
         where: what to call the file in an error, if it has no path.
         repeated: columns of few different words, which become categories; none of them begins like a formula.
+        numbers: columns of finite numbers.
 
     Raises:
         BreedlineError: the file is not a table, or lacks one of `columns`.
     """
-    where = where or str(file)
-    types = defaultdict(lambda: "str", dict.fromkeys(integers, "int64") | dict.fromkeys(repeated, "category"))
+    if isinstance(file, Path):
+        try:
+            with file.open("rb") as opened:
+                return read_csv(opened, columns, integers, where or str(file), repeated, numbers, separator)
+        except IsADirectoryError as error:
+            raise _no_table(str(file), error) from error
+    types = defaultdict(
+        lambda: "str",
+        dict.fromkeys(integers, "int64") | dict.fromkeys(repeated, "category") | dict.fromkeys(numbers, "float64"),
+    )
     try:
+        _check_beginning(file, separator)
         with np.errstate(invalid="ignore"):  # a number that is infinite; the ValueError says it better
-            table = pd.read_csv(file, dtype=types, keep_default_na=False)
+            table = pd.read_csv(file, sep=separator, dtype=types, keep_default_na=False)
         if not isinstance(table.index, pd.RangeIndex):
             raise ValueError("a line has more values than the first")
-    except (ValueError, OverflowError, IsADirectoryError) as error:
-        raise BreedlineError(
-            f"{where} is not a CSV table ({_one_line(error)}): save it as UTF-8, comma-separated"
-        ) from error
+        if not all(np.isfinite(table[column]).all() for column in numbers if column in table):
+            raise ValueError("a number is not finite")
+    except (ValueError, OverflowError, csv.Error) as error:
+        raise _no_table(where, error) from error
     if missing := [column for column in columns if column not in table]:
         found = _one_line(", ".join(map(str, table)))
         raise BreedlineError(f"{where} lacks the column {', '.join(missing)}; it has {found}")
     return _changed(table, ("'",), lambda texts: texts.str[1:])
+
+
+def _check_beginning(file: IO[bytes], separator: str) -> None:
+    """Refuse a table of so many columns that pandas would take minutes for them. Raises ValueError or csv.Error."""
+    beginning = file.read(MAX_BEGINNING)
+    file.seek(0)
+    text = io.StringIO(beginning.decode("utf-8-sig", "replace"), newline="")
+    records = (cells for cells in csv.reader(text, delimiter=separator) if len(cells) > 1 or "".join(cells).strip())
+    header, first = next(records, []), next(records, [])
+    if len(header) > MAX_COLUMNS:
+        raise ValueError(f"over {MAX_COLUMNS} columns")
+    if len(first) > len(header):
+        raise ValueError("a line has more values than the first")
+    if len(beginning) == MAX_BEGINNING and not text.read(1):
+        raise ValueError(f"its first two lines have {MAX_BEGINNING:,} bytes or more")
+
+
+def _no_table(where: str, error: Exception) -> BreedlineError:
+    return BreedlineError(f"{where} is not a CSV table ({_one_line(error)}): save it as UTF-8, comma-separated")
 
 
 def _texts(table: pd.DataFrame) -> pd.DataFrame:
@@ -87,6 +123,20 @@ def _changed(table: pd.DataFrame, starts: tuple[str, ...], change: Callable[[pd.
 def _one_line(said: object) -> str:
     words = " ".join(str(said).split())
     return words if len(words) <= 200 else words[:200] + "…"
+
+
+def read_json(path: Path, model: type[Model]) -> Model:
+    """The content of a JSON file that a stage has written.
+
+    Raises:
+        BreedlineError: it is damaged.
+    """
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise BreedlineError(f"{path} is damaged ({where}: {first['msg']}): `dvc checkout` restores it") from error
 
 
 def write_json(value: Any, path: Path) -> None:

@@ -20,13 +20,14 @@ from breedline.bundle import WEIGHTS
 from breedline.changed import comparison_page
 from breedline.classifier import Classifier, Photo
 from breedline.comparison import Comparison, compare, same_test_set, sketch
+from breedline.errors import shown
 from breedline.items import Item, load_items
 from breedline.params import load_params
 from breedline.shards import PRESIZED_COLUMNS, ShardSet
 from breedline.tables import read_csv
 from flows.decisions import Record, decided, look_at
 from flows.gate import Decision, decide
-from flows.predict import fetched_bundle, shown
+from flows.predict import fetched_bundle
 from flows.registry import in_production, last_trained, model_of
 from flows.remote import Missing
 from flows.workspace import PARAMS

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from breedline.bundle import SPEC, read_bundle
 from breedline.classifier import MAX_BYTES, Classifier, Photo, Prediction, Unreadable
-from breedline.errors import BreedlineError
+from breedline.errors import BreedlineError, shown
 from breedline.files import cache_dir, new_folder
 from flows.git_command import GitError, git
 from flows.registry import assigned
@@ -27,8 +27,6 @@ from flows.registry import assigned
 IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 """Suffixes of what is taken for a photo unseen; of other files in folders and archives their first bytes decide."""
 ZIP = (b"PK\3\4", b"PK\5\6")
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What moves a cursor or turns the direction of text, and bytes that are no UTF-8."""
 MAX_FILES, MAX_TOTAL_GB, MAX_RATIO = 10**6, 100.0, 100.0
 """Limits on one archive, as `download` has them."""
 LONGEST_LINE, LONGEST_NAME = 2**16, 1000
@@ -67,11 +65,6 @@ def main(paths: list[str], *, model: str, top: int, min_confidence: float | None
     if not written and not bad:
         raise BreedlineError(f"there is no photo in {shown(' '.join(paths))}: name one, or a folder that has some")
     return SOME_UNREADABLE if bad else 0
-
-
-def shown(text: str) -> str:
-    """`text` without what could control a terminal."""
-    return CONTROL.sub("\ufffd", text)
 
 
 # Which model

@@ -1,6 +1,5 @@
 """All that was found, as one page that opens anywhere: the numbers, the mistakes, the data, and how to make it again."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from breedline.document import Thumbnails, write_page
 from breedline.edge import run
 from breedline.params import Report, load_params
 from breedline.shards import INDEX, PRESIZED_COLUMNS, ShardSet
-from breedline.tables import read_csv
+from breedline.tables import read_csv, read_json
 
 log = logging.getLogger("breedline")
 SUSPECT = ["name", "sha256", "split", "label", "suggested", "label_probability", "suggested_probability", "likely"]
@@ -46,14 +45,13 @@ def report(
         settings: params.yaml, all of which the page shows.
 
     Raises:
-        BreedlineError: evaluate's report is of other images than the labels.
+        BreedlineError: evaluate's report is of other images than the labels, or something is damaged.
     """
     images = ShardSet(presized, PRESIZED_COLUMNS)
     table = read_csv(labels, ["name", "label", "split", "sha256"])
-    metrics = {path: json.loads(path.read_text("utf-8")) for path in (labelled, trained, evaluated)}
-    answers = contents.read_answers(images, table, evaluation, metrics[evaluated])
-    doubtful = read_csv(suspects, SUSPECT)
-    pairs = read_csv(near_duplicates, [*PAIR, "similarity"])
+    answers = contents.read_answers(images, table, evaluation, read_json(evaluated, contents.Evaluated))
+    doubtful = read_csv(suspects, SUSPECT, numbers=["label_probability", "suggested_probability"])
+    pairs = read_csv(near_duplicates, [*PAIR, "similarity"], numbers=["similarity"])
     shown = Thumbnails(images, contents.pictured(answers, doubtful, pairs, params.thumbnails), params.thumbnails)
     counts = read_csv(classes, ["class", "train", "valid", "test"], ["train", "valid", "test"])
     left_out = [read_csv(rejected, ["name", "reason"]), read_csv(presized / "rejected.csv", ["name", "reason"])]
@@ -64,17 +62,17 @@ def report(
         shown,
         settings=known,
         sections=contents.sections(known),
-        images=answers.metrics["test"]["images"],
+        images=answers.metrics.test["images"],
         headline=contents.headline(answers),
         scores=contents.class_rows(answers, counts),
         matrix=contents.matrix(answers, shown),
         mistakes=contents.mistakes(answers, shown),
         learning=contents.learning(training),
         pictures=contents.training_pictures(training),
-        training=metrics[trained],
+        training=read_json(trained, contents.Trained).model_dump(exclude_none=True),
         calibration=contents.calibration(answers),
         thresholds=contents.thresholds(answers),
-        labelled=list(contents.flattened(metrics[labelled])),
+        labelled=list(contents.flattened(read_json(labelled, contents.Labelled).root)),
         rejects=contents.rejects(*left_out),
         suspects=contents.suspected(doubtful, shown),
         pairs=contents.near(pairs, shown),

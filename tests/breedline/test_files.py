@@ -212,6 +212,10 @@ def test_every_missing_column_is_named() -> None:
         b"name,size\nx,1e400\n",
         b"name,size\nx," + b"9" * 20 + b"\n",
         b"name,size\nx," + b"9" * 5000 + b"\n",
+        b"name,size" + b",a" * 100_000 + b"\nx,1\n",  # pandas would take minutes for each of these
+        b'\n \nname,size,"a\n"' + b",a" * 2_000 + b"\nx,1\n",
+        b"name,size\nx,1" + b",1" * 30_000 + b"\n",
+        b'name,size,"' + b"a" * 200_000 + b'"' + b",a" * 30_000 + b"\n",
     ],
 )
 def test_what_is_no_table_is_one_clear_line(tmp_path: Path, content: bytes) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from breedline.params import ParamsError, load_params
+from breedline.errors import LONGEST
+from breedline.params import MAX_BYTES, ParamsError, load_params
 
 ROOT = Path(__file__).parents[2]
 Vary = Callable[..., Path]
@@ -123,6 +124,20 @@ def test_a_missing_or_broken_file_is_one_line(tmp_path: Path) -> None:
 def test_a_file_without_settings_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(ParamsError, match="holds no settings: copy one"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_what_a_few_aliases_stand_for_is_not_told_whole(vary: Vary) -> None:
+    """A list of a billion words, in 300 bytes."""
+    anchors = ["&a0 [x,x,x,x,x,x,x,x,x]", *(f"&a{n} [{','.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9))]
+    with pytest.raises(ParamsError, match=r"label\.classes") as caught:
+        load_params(vary(classes=f"classes: [{', '.join(anchors)}]"))
+    assert max(map(len, str(caught.value).splitlines())) <= LONGEST
+
+
+def test_a_file_that_is_too_long_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("# long\n" * MAX_BYTES)
+    with pytest.raises(ParamsError, match=r"has over 200,000 bytes: put what is long into a table"):
         load_params(tmp_path / "params.yaml")
 
 

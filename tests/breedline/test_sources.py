@@ -224,6 +224,14 @@ def test_only_files_of_a_tar_count(make: Make, params: Download) -> None:
     assert read(path, params) == {"a.jpg": b"one", "b.jpg": b"two"}
 
 
+def test_a_file_without_a_name_is_refused(params: Download, tmp_path: Path) -> None:
+    path = tmp_path / "nameless.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(zipfile.ZipInfo(""), b"x")
+    with pytest.raises(BreedlineError, match="has a file named ''"):
+        list(members(Source(url=str(path)), params))
+
+
 def test_only_files_of_a_zip_count(make: Make, params: Download) -> None:
     link, folder, file = zipfile.ZipInfo("link"), zipfile.ZipInfo("folder/"), zipfile.ZipInfo("a.jpg")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16

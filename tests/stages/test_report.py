@@ -125,6 +125,33 @@ def test_predictions_of_other_images_are_refused(tmp_path: Path) -> None:
         page_of(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("evaluate.json", '"images": 24', '"images": 1e999'),
+        ("evaluate.json", '"macro_f1"', '"f1"'),
+        ("evaluate.json", '"accuracy": 0', '"accuracy": 7'),
+        ("train.json", "{", "["),
+        ("train.json", '"head"', '"heads"'),
+        ("label.json", "{", ""),
+        ("suspects.csv", "0.02", "nan"),
+        ("near_duplicates.csv", "0.98", "alike"),
+        ("evaluate/predictions.csv", "0.", "-1e999"),
+        ("evaluate/predictions.csv", "dog", "cow"),
+        ("evaluate/per_class.csv", "0.", "x"),
+        ("train/live/plots/metrics/accuracy.tsv", "step", "epoch"),
+    ],
+)
+def test_what_is_damaged_is_told_in_one_line(file: str, old: str, new: str, tmp_path: Path) -> None:
+    folder = found(tmp_path / "found", PLAIN, 24)
+    add_curves(folder)
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+    with pytest.raises(BreedlineError, match=r"damaged|not a CSV table|lacks the column|of other images"):
+        page_of(folder)
+
+
 def test_what_is_secret_in_a_setting_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Path("params.yaml")
     text = (Path(__file__).parents[2] / "params.yaml").read_text()
