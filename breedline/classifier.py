@@ -246,10 +246,13 @@ def _checked(session: Any, spec: BundleSpec) -> tuple[str, int]:
         BreedlineError: the graph is not one from images to logits of the spec's classes, and at most features beside.
     """
     size, classes = spec.preprocessing.input_size, len(spec.classes)
-    inputs, outputs = (
-        [(value.name, value.type, value.shape) for value in values]
-        for values in (session.get_inputs(), session.get_outputs())
-    )
+    try:
+        inputs, outputs = (
+            [(value.name, value.type, value.shape) for value in values]
+            for values in (session.get_inputs(), session.get_outputs())
+        )
+    except UnicodeDecodeError as error:  # its names are bytes of any kind
+        raise BreedlineError(f"the bundle's {ONNX} has names that are no text: {RESTORE}") from error
     match inputs, outputs:
         case [(name, "tensor(float)", [batch, *shape])], [("logits", "tensor(float)", [_, number]), *others] if (
             not isinstance(batch, int) and (shape, number) == ([3, size, size], classes)

@@ -210,7 +210,7 @@ def headline(answers: Answers) -> list[dict[str, Any]]:
 def _intervals(answers: Answers) -> dict[str, Interval | None]:
     test, table = answers.metrics.test, answers.table
     shares = {name: test[name] for name in test if _is_share(name)}
-    found = {name: wilson(round(share * test["images"]), test["images"]) for name, share in shares.items()}
+    found = {name: wilson(round(share * test["images"]), int(test["images"])) for name, share in shares.items()}
     names = pd.Index(answers.scores["class"])
     actual, predicted = names.get_indexer(table["actual"]), names.get_indexer(table["predicted"])
     statistics: dict[str, tuple[Any, ...]] = {

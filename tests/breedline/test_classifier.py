@@ -292,3 +292,8 @@ def test_the_package_itself_imports_nothing() -> None:
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
     with pytest.raises(AttributeError, match="no attribute 'Learner'"):
         breedline.Learner  # noqa: B018
+
+
+def test_a_graph_whose_names_are_no_text_is_refused() -> None:
+    with pytest.raises(BreedlineError, match="has names that are no text"):
+        Classifier.load(bundle(graph().replace(b"batch", b"\xe2atch")))
