@@ -195,6 +195,15 @@ def test_what_is_nowhere_is_made_again_by_its_stage(healthy: Any, capsys: pytest
     assert findings() == {}
 
 
+def test_what_the_remote_has_altered_is_not_taken(healthy: Any) -> None:
+    oid = "".join(in_cache("models/weights").parts[-2:])
+    damage("models/weights")
+    shutil.rmtree("models")
+    overwrite(Path("../store/files/md5", oid[:2], oid[2:]), b"another")
+    assert main(repair=True) == 1
+    assert not in_cache("models/weights").exists()
+
+
 def test_without_a_remote_the_cache_is_filled_from_the_outputs(healthy: Any) -> None:
     Path(".dvc/config").write_text("")
     damage("raw")
@@ -327,6 +336,11 @@ def test_a_living_run_keeps_its_clone(healthy: Any) -> None:
     clone(healthy)
     with FileLock(cache_dir("workspaces") / "1.lock"):
         assert findings() == {}
+        (cache_dir("workspaces") / "2").mkdir()
+        (cache_dir("workspaces") / "2.lock").touch()
+        assert main(repair=True) == 0
+        assert (cache_dir("workspaces") / "1/.git").exists()
+        assert not (cache_dir("workspaces") / "2").exists()
 
 
 def test_what_only_looks_like_a_leftover_stays(healthy: Any) -> None:
