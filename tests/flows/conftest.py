@@ -17,7 +17,11 @@ from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 from s3fs import S3FileSystem
 
-from flows.plan import Action
+from flows.git_command import git
+from flows.plan import Action, plan
+from flows.publish import changed
+from flows.remote import stored, upload
+from flows.workspace import Workspace, override
 from tests.flows.served import Served, serving
 from tests.flows.tiny import images
 
@@ -246,6 +250,35 @@ def project(_published: Path, s3: S3FileSystem, tmp_path: Path, monkeypatch: pyt
     project.git("push", "--quiet", "--set-upstream", "origin", "main")
     monkeypatch.chdir(project.work)
     return project
+
+
+@pytest.fixture(scope="session")
+def _trained(_published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which a model has been trained."""
+    root = tmp_path_factory.mktemp("trained") / "clone"
+    shutil.copytree(_published / "work", root)
+    override(root, {"train.epochs": 24})
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(root):
+        patch.setenv("DVC_SITE_CACHE_DIR", str(root.parent / "site"))
+        patch.setenv("RAN", str(root.parent / "ran"))
+        with Repo() as repo:
+            repo.reproduce()
+    return root
+
+
+@pytest.fixture
+def trained(project: Project, _trained: Path) -> Workspace:
+    """A clone in which a model has been trained, whose data is on the remote, and which is yet to be published."""
+    root = project.work.with_name("clone")
+    shutil.copytree(_trained, root)
+    shutil.copy(project.work / ".dvc/config", root / ".dvc/config")
+    git(root, "remote", "set-url", "origin", str(project.origin))
+    git(root, "fetch", "--quiet")
+    git(root, "reset", "--quiet", "origin/main")
+    assert changed(root)
+    assert {step.action for step in plan(root)} == {Action.UP_TO_DATE}
+    upload(root, stored(root))
+    return Workspace(root, "main")
 
 
 def _settle(patch: pytest.MonkeyPatch, folder: Path) -> None:

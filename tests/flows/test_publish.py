@@ -1,54 +1,21 @@
 """The end of a run: the commit that everybody sees, on top of what others have pushed meanwhile, or not at all."""
 
-import contextlib
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dvc.repo import Repo
 
 from breedline.errors import BreedlineError
 from flows import publish, registry
 from flows.git_command import GitError, git
-from flows.plan import Action, plan
 from flows.publish import Lost, changed, commit, record
-from flows.remote import stored, upload
-from flows.workspace import Workspace, override
+from flows.remote import stored
+from flows.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 SETTLED = {"dvc.lock", "params.yaml", "metrics/evaluate.json"}
-
-
-@pytest.fixture(scope="module")
-def _trained(_published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in which a model has been trained."""
-    root = tmp_path_factory.mktemp("trained") / "clone"
-    shutil.copytree(_published / "work", root)
-    override(root, {"train.epochs": 24})
-    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(root):
-        patch.setenv("DVC_SITE_CACHE_DIR", str(root.parent / "site"))
-        patch.setenv("RAN", str(root.parent / "ran"))
-        with Repo() as repo:
-            repo.reproduce()
-    return root
-
-
-@pytest.fixture
-def trained(project: Any, _trained: Path) -> Workspace:
-    """A clone in which a model has been trained, whose data is on the remote, and which is yet to be published."""
-    root = project.work.with_name("clone")
-    shutil.copytree(_trained, root)
-    shutil.copy(project.work / ".dvc/config", root / ".dvc/config")
-    git(root, "remote", "set-url", "origin", str(project.origin))
-    git(root, "fetch", "--quiet")
-    git(root, "reset", "--quiet", "origin/main")
-    assert changed(root)
-    assert {step.action for step in plan(root)} == {Action.UP_TO_DATE}
-    upload(root, stored(root))
-    return Workspace(root, "main")
 
 
 @pytest.fixture
