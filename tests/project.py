@@ -17,7 +17,8 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
-TRACKED = ["dvc.yaml", "data/corrections.csv", ".dvc/config", ".dvcignore", ".gitignore"]
+TRACKED = ["dvc.yaml", "data/corrections.csv", ".dvc/config", ".dvcignore"]
+TRACKED += [".gitignore", ".dvc/.gitignore", "data/.gitignore", "reports/.gitignore"]
 STAGES: list[str] = list(YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"])
 COLOURS = {"blue": (40, 60, 200), "green": (40, 200, 60), "red": (200, 40, 60)}
 PICTURES_PER_CLASS = 12
