@@ -3,8 +3,9 @@
 A kill is a signal to all processes, as a terminal, a shutdown or the OOM killer of a container send it; to dvc alone;
 or to the stage alone. What was at work at that moment is counted (tests/campaigns/counts.py).
 
-DVC writes dvc.lock in place. A kill within these milliseconds leaves it cut short; then each command of dvc ends with a
-line that names it. The remedy is counted, too: the file is removed, and the run-cache has what was done.
+DVC writes dvc.lock and .dvc/tmp/rwlock in place. A kill within these milliseconds leaves one of them cut short; then each
+command of dvc ends with a line that names the file. The remedy is counted, too: the file is removed, and DVC's run-cache
+has what was done.
 """
 
 import os
@@ -32,6 +33,7 @@ LEFT_ALONE = 0.1
 """Share of runs that nothing happens to."""
 SIGNALS = {signal.SIGKILL: 6, signal.SIGTERM: 2, signal.SIGINT: 2}
 VICTIMS = ["all", "dvc", "the stage"]
+IN_PLACE = ["dvc.lock", ".dvc/tmp/rwlock"]
 
 
 class Run:
@@ -114,9 +116,9 @@ def left(project: Project) -> dict[str, str]:
     }
 
 
-def disturb(project: Project, chance: random.Random, counts: Counter[tuple[str, str]]) -> int:
-    """Kill one run after the other, until one has run through; how often dvc.lock was removed for it."""
-    removed = 0
+def disturb(project: Project, chance: random.Random, counts: Counter[tuple[str, str]]) -> list[str]:
+    """Kill one run after the other, until one has run through; the files of DVC's own that were removed for it."""
+    removed: list[str] = []
     while True:
         run = Run(project)
         if chance.random() >= LEFT_ALONE:
@@ -134,9 +136,11 @@ def disturb(project: Project, chance: random.Random, counts: Counter[tuple[str, 
             code = run.ends(120)
         if code == 0:
             return removed
-        assert "'./dvc.lock'" in run.said.read_text(), run.said.read_text()
-        (project.folder / "dvc.lock").unlink()
-        removed += 1
+        said = run.said.read_text()
+        cut = next((name for name in IN_PLACE if re.search(rf"'(\./)?{re.escape(name)}'", said)), None)
+        assert cut, said
+        (project.folder / cut).unlink()
+        removed.append(cut)
 
 
 @pytest.mark.slow
@@ -154,11 +158,12 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
     seed = int(os.environ.get("BREEDLINE_SEED", random.randrange(1 << 32)))  # noqa: S311 - not a secret
     chance, truth, start = random.Random(seed), left(ran[0]), time.monotonic()  # noqa: S311
     counts: Counter[tuple[str, str]] = Counter()
-    completed = removed = 0
+    cut: Counter[str] = Counter()
+    completed = 0
     while counts.total() < wanted:
         project = fresh.copy(tmp_path / "project", PATH=preloaded)
         try:
-            removed += disturb(project, chance, counts)
+            cut.update(disturb(project, chance, counts))
             assert left(project) == truth
             assert project.repro()[0] == []
         except BaseException:
@@ -171,9 +176,9 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
         shutil.rmtree(tmp_path / "project-home")
         completed += 1
         minutes = round((time.monotonic() - start) / 60, 1)
-        keep("kills", counts, seed=seed, completed=completed, cut_locks=removed, minutes=minutes)
+        keep("kills", counts, seed=seed, completed=completed, cut=cut, minutes=minutes)
     with capsys.disabled():
         print(
-            f"\n{completed} runs completed, dvc.lock cut short {removed} times, seed {seed}\n{table(counts, 'at work', 'kills')}"
+            f"\n{completed} runs completed, cut short by a kill: {dict(cut)}, seed {seed}\n{table(counts, 'at work', 'kills')}"
         )
     assert {at_work for at_work, _ in counts} <= {*STAGES, "dvc: starts", "dvc: records"}
