@@ -64,7 +64,7 @@ class Checkpoints:
         path = self.folder / f"{name}.pt"
         # a run in another folder may have the same inputs, and so the same checkpoints
         with FileLock(self.folder / ".lock"), new_file(path) as temporary:
-            torch.save(value, temporary)
+            _save(value, temporary)
             # written before the file gets its name, so that a kill in between leaves no file without a SHA-256
             _sha256_file(path).write_text(sha256_of(temporary), "ascii")
 
@@ -77,6 +77,14 @@ class Checkpoints:
 
     def _read(self, path: Path) -> Any:
         return torch.load(path, "cpu", weights_only=True) if _undamaged(path) else None
+
+
+def _save(value: Any, path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(value, file)
+    except RuntimeError as error:  # torch hides a full disk in an error of its own
+        raise error.__context__ or error from None
 
 
 def _sha256_file(path: Path) -> Path:

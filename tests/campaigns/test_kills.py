@@ -26,7 +26,9 @@ from tests.campaigns.counts import keep, table
 from tests.project import STAGES, Project, hashes
 
 SECONDS = 4.0
-"""Within which a run is killed: a stage or two."""
+"""Within which a run is killed, once a stage has begun: a stage or two."""
+AT_THE_START = 0.1
+"""Share of kills that come as dvc starts."""
 SECONDS_TO_END = 20
 """In which what was started by a dvc that was killed has to end."""
 LEFT_ALONE = 0.1
@@ -51,6 +53,11 @@ class Run:
                 stderr=said,
                 process_group=0,  # in the session of the server that starts the stages
             )
+
+    def begins(self) -> None:
+        """Return once a stage has begun, or there is none to begin."""
+        while self.dvc.poll() is None and b"Running stage" not in self.said.read_bytes():
+            time.sleep(0.02)
 
     def processes(self) -> list[psutil.Process]:
         """All that live and were started by it."""
@@ -122,6 +129,8 @@ def disturb(project: Project, chance: random.Random, counts: Counter[tuple[str, 
     while True:
         run = Run(project)
         if chance.random() >= LEFT_ALONE:
+            if chance.random() >= AT_THE_START:
+                run.begins()
             try:
                 code = run.dvc.wait(chance.uniform(0, SECONDS))
             except subprocess.TimeoutExpired:

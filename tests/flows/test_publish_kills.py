@@ -102,7 +102,7 @@ def test_a_publish_that_is_killed_anywhere_is_whole_or_did_not_happen(
             shutil.rmtree(tmp_path / "clone")
             locked += _publish_again(project, trained, tmp_path / "next")
             _assert_published(project, before)
-    keep("publish", counts, calls=many, visible=visible, locked=locked)
+            keep("publish", counts, calls=many, visible=visible, locked=locked)
     with capsys.disabled():
         print(f"\n{many.total()} calls: {dict(many)}")
         print(f"{visible} were published before the kill, {locked} left a lock in the remote")
