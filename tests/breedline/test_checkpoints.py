@@ -7,7 +7,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from breedline.checkpoints import Checkpoints
+from breedline.checkpoints import Checkpoints, _save
 from breedline.files import sha256_of
 
 
@@ -139,3 +139,9 @@ def test_only_a_few_trainings_are_kept() -> None:
         Checkpoints({"seed": seed}).keep_epoch(1, {"seed": seed})
     kept = [seed for seed in range(9) if (Checkpoints({"seed": seed}).folder / "epoch-000001.pt").exists()]
     assert len(kept) <= 4
+
+
+def test_a_full_disk_is_told_as_such() -> None:
+    """Not as an error of torch's own."""
+    with pytest.raises(OSError, match="No space left on device"):
+        _save({"weights": torch.zeros(9)}, Path("/dev/full"))

@@ -1,6 +1,9 @@
 """A publish, killed before each system call that changes something: the commit and its tags are there, or neither is.
 
 The calls are counted first (traced.py). The next publish is, as an unattended run's is, from a clone of its own.
+
+Where the git that serves the remote is killed itself, while it moves one ref after the other (it keeps each in a file),
+even `--atomic` leaves the first ones: the branch, the version, and then what is in production. That is counted.
 """
 
 import json
@@ -26,7 +29,7 @@ from tests.flows.test_publish import SETTLED, decision, files_of, tags_of
 ROOT = Path(__file__).parents[2]
 FEW = {"write", "pwrite64", "openat"}
 """Calls of which there are hundreds, in the middle of files that have no name yet or are SQLite's: every fifth will do."""
-VICTIMS = ("all", "here", "one")
+VICTIMS = ("here", "all", "one")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.long,
@@ -91,21 +94,26 @@ def test_a_publish_that_is_killed_anywhere_is_whole_or_did_not_happen(
     if not long:
         points = points[:: len(points) // 4]
     counts: Counter[tuple[str, str]] = Counter()
-    visible = locked = 0
-    for number in points:
-        for victims in VICTIMS if long else ("all",):
+    visible = locked = torn = 0
+    for victims in VICTIMS if long else VICTIMS[:1]:
+        for number in points:
             seen, code = publish(again(), number, victims)
             name = seen[number - 1] if len(seen) >= number else "none any more"
             counts[name, f"kills of {victims}"] += 1
             visible += project.tip() != before
-            _assert_whole(project, before)
             shutil.rmtree(tmp_path / "clone")
+            if victims != "here" and project.tip() != before and len(tags_of(project)) < 2:
+                torn += 1
+                assert set(tags_of(project)) <= {"classifier@v1.0.0"}
+                project.git("fsck", "--no-dangling", at=project.origin)
+                continue
+            _assert_whole(project, before)
             locked += _publish_again(project, trained, tmp_path / "next")
             _assert_published(project, before)
-            keep("publish", counts, calls=many, visible=visible, locked=locked)
+            keep("publish", counts, calls=many, visible=visible, locked=locked, torn=torn)
     with capsys.disabled():
         print(f"\n{many.total()} calls: {dict(many)}")
-        print(f"{visible} were published before the kill, {locked} left a lock in the remote")
+        print(f"{visible} were published before the kill, {locked} left a lock in the remote, {torn} some of the refs")
         print(table(counts, "before the call", "kills"))
 
 
