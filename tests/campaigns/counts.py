@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -25,3 +26,18 @@ def keep(name: str, counts: Counter[tuple[str, str]], **facts: object) -> None:
             nested.setdefault(row, {})[column] = count
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / f"{name}.json").write_text(json.dumps({**facts, "counts": nested}, indent=1) + "\n")
+
+
+def main(paths: list[str]) -> None:
+    """Print the tables of the JSON files, those of one campaign (kills-1.json, kills-2.json) as one."""
+    campaigns: dict[str, Counter[tuple[str, str]]] = {}
+    for path in map(Path, paths):
+        counts = json.loads(path.read_text("utf-8"))["counts"]
+        cells = {(row, column): count for row, columns in counts.items() for column, count in columns.items()}
+        campaigns.setdefault(path.stem.split("-")[0], Counter()).update(cells)
+    for name, counted in campaigns.items():
+        print(f"{table(counted, name, 'together')}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
