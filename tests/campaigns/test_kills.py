@@ -164,7 +164,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
     long: bool,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    wanted = int(os.environ.get("BREEDLINE_KILLS", 1000 if long else 8))
+    wanted = int(os.environ.get("BREEDLINE_KILLS", 1000 if long else 5))
     seed = int(os.environ.get("BREEDLINE_SEED", random.randrange(1 << 32)))  # noqa: S311 - not a secret
     chance, truth, start = random.Random(seed), left(ran[0]), time.monotonic()  # noqa: S311
     counts: Counter[tuple[str, str]] = Counter()
