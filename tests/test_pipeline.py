@@ -50,7 +50,7 @@ def test_metrics_and_plots_are_shown(project: Project) -> None:
 
 def test_an_experiment_runs_what_its_setting_concerns(project: Project) -> None:
     said = project.run("dvc", "exp", "run", "--set-param", "evaluate.top_k=2")
-    assert re.findall(r"^Running stage '(\w+)'", said, re.M) == ["evaluate", "bundle"]
+    assert re.findall(r"^Running stage '(\w+)'", said, re.M) == ["evaluate", "report", "bundle"]
     (changed,) = project.json("dvc", "params", "diff", "--json")["params.yaml"].items()
     assert changed == ("evaluate.top_k", {"old": 3, "new": 2, "diff": -1})
     metrics = project.json("dvc", "metrics", "diff", "--json")["metrics/evaluate.json"]
@@ -59,7 +59,7 @@ def test_an_experiment_runs_what_its_setting_concerns(project: Project) -> None:
 
 def test_another_architecture_fetches_weights_and_no_images(project: Project) -> None:
     project.set("train", arch="resnet34")
-    assert set(project.json("dvc", "status", "--json")) == {"weights", "train"}
+    assert set(project.json("dvc", "status", "--json")) == {"weights", "suspects", "train", "report"}
 
 
 def _rows(table: Path) -> list[dict[str, str]]:
@@ -74,7 +74,7 @@ def test_a_correction_reruns_label_and_what_depends_on_it(project: Project) -> N
     assert set(project.json("dvc", "status", "--json")) == {"label"}
     assert project.repro("presize")[0] == ["label", "presize"]
     assert first["name"] not in [row["name"] for row in _rows(labels)]
-    assert set(project.json("dvc", "status", "--json")) == {"train", "evaluate", "bundle"}
+    assert set(project.json("dvc", "status", "--json")) == {"suspects", "train", "evaluate", "report", "bundle"}
 
 
 def test_a_failed_stage_changes_no_record_and_checkout_brings_its_outputs_back(project: Project) -> None:

@@ -598,19 +598,21 @@ def test_s3_holds_archives_and_folders_and_its_refusals_are_one_line(
         monkeypatch.setenv(name, value)
     try:
         bucket = fsspec.filesystem("s3", skip_instance_cache=True)
-        bucket.mkdir("bucket")
-        bucket.pipe({"bucket/pets.tgz": packed("gz", FILES), **{f"bucket/folder/{n}": c for n, c in FILES.items()}})
+        bucket.mkdir("of-sources")
+        bucket.pipe(
+            {"of-sources/pets.tgz": packed("gz", FILES), **{f"of-sources/folder/{n}": c for n, c in FILES.items()}}
+        )
         for marker in ("folder/", "folder/pets/"):
-            bucket.call_s3("put_object", Bucket="bucket", Key=marker, Body=b"")
-        assert read("s3://bucket/pets.tgz", params) == FILES
-        assert read("s3://bucket/folder", params) == FILES
-        refuses("s3://bucket/nowhere", params, "there is no")
+            bucket.call_s3("put_object", Bucket="of-sources", Key=marker, Body=b"")
+        assert read("s3://of-sources/pets.tgz", params) == FILES
+        assert read("s3://of-sources/folder", params) == FILES
+        refuses("s3://of-sources/nowhere", params, "there is no")
     finally:
         server.stop()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    with pytest.raises(NetworkError, match=r"s3://bucket/folder: Unable to locate credentials.*your credentials"):
-        read("s3://bucket/folder", params)
+    with pytest.raises(NetworkError, match=r"s3://of-sources/folder: Unable to locate credentials.*your credentials"):
+        read("s3://of-sources/folder", params)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -271,7 +271,8 @@ def dvc() -> Kind:
         Path(".dvc/config").write_text("[core]\n    no_scm = True\n")
         rows(plan(Path()))
 
-    return Kind(files, read)
+    # who writes these files is trusted: DVC reads a megabyte of them in several seconds
+    return Kind(files, read, seconds=20)
 
 
 # What the pipeline and others have made

@@ -416,6 +416,7 @@ def test_a_killed_run_leaves_the_branch_alone_and_the_next_one_publishes_without
 
 
 def test_another_machine_pulls_instead_of_running(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run()[0] == "Published"  # as the first version
     other = project.clone("machine")
     monkeypatch.chdir(other)
     assert run() == ("Unchanged", "everything is as it was published")

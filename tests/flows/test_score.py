@@ -212,8 +212,8 @@ def scoring(project: Any, photos: Path) -> Any:
     """The project, whose branch has a model, and settings for the folder of photos and for a table in `scores`."""
     with contextlib.chdir(project.work.parent):
         bundle().rename(project.work / "seen")
-    with (project.work / "dvc.yaml").open("a") as file:
-        file.write("artifacts:\n  breedline: {path: seen, type: model}\n")
+    stages = project.work / "dvc.yaml"
+    stages.write_text(stages.read_text().replace("{path: bundle,", "{path: seen,"))
     project.run("dvc", "add", "--quiet", "seen")
     settle(project, photos=str(photos), predictions=str(Path("../scores").resolve()))
     return project

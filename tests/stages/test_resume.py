@@ -91,7 +91,7 @@ def test_a_kill_between_epochs_and_steps_changes_nothing(
     def killed(*_: object, **__: object) -> None:
         raise Killed
 
-    module = "stages.train" if moment == "publish_best" else "breedline.probe"
+    module = {"features": "breedline.features", "fit_linear": "breedline.probe"}.get(moment, "stages.train")
     with monkeypatch.context() as patch:
         patch.setattr(f"{module}.{moment}", killed)
         with pytest.raises(Killed):
