@@ -176,7 +176,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
             cut.update(disturb(project, chance, counts))
             assert left(project) == truth
             assert project.repro()[0] == []
-        except BaseException:
+        except BaseException:  # Ctrl-C, too: the counts so far and the seed are told, and it goes on its way
             keep("kills", counts, seed=seed, failed=True)
             print(f"seed {seed}, after {counts.total()} kills, {completed} runs")
             raise
