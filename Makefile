@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 repro: $(READY)
 	dvc repro
 	@python -c "import pandas; print('\n', pandas.read_json('metrics/evaluate.json')[['test', 'valid']].dropna().map('{:.4g}'.format).to_string(), '\n', sep='')"
-	@echo "Look at reports/evaluate/top_losses.png, reports/evaluate/confused.csv and 'dvc plots show'."
+	@echo "Look at reports/index.html: all that was found, as one page."
 	@echo "The model is in models/. For your own images: cp presets/photos.yaml params.yaml (see README.md)."
 
 # What `dvc repro` would do, stage by stage, and why.
