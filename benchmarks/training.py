@@ -55,6 +55,7 @@ SWITCHES: list[dict[str, Any]] = [
 """What to turn round, one at a time."""
 GPU_SWITCHES: list[dict[str, Any]] = [
     {"compile": "reduce-overhead"},
+    {"compile": "none"},
     {"precision": "fp16"},
     {"deterministic": True},
     {"keep_images": "ram"},
@@ -243,7 +244,7 @@ def _ceiling(params: Params) -> None:
     from fastai.data.core import DataLoaders
 
     from breedline.device import choose_kernels, pick_device, pick_precision
-    from breedline.learner import create_learner
+    from breedline.learner import Graphs, create_learner
     from breedline.losses import loss_function
     from breedline.zoo import create_model
 
@@ -261,7 +262,10 @@ def _ceiling(params: Params) -> None:
     )
     model, loss = create_model(params.train.arch, CLASSES), loss_function("cross_entropy")
     precision = pick_precision(params.train.precision, device)
-    _fit(create_learner(dls, model, loss, precision=precision, channels_last=True), params)
+    learn = create_learner(dls, model, loss, precision=precision, channels_last=True)
+    if device.type == "cuda" and params.train.compile == "auto":
+        learn.add_cb(Graphs(precision))
+    _fit(learn, params)
 
 
 class Ready:

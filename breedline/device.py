@@ -44,10 +44,10 @@ def pick_precision(wanted: str, device: torch.device) -> str:
     return best if wanted == "auto" else wanted
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """A context in which the model computes in `precision` (bf16, fp16 or fp32)."""
+def autocast(device: torch.device, precision: str, cache: bool = True) -> torch.autocast:
+    """A context in which the model computes in `precision` (bf16, fp16 or fp32); `cache`: each weight is cast once."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32", cache_enabled=cache)
 
 
 def leave_autocast(device: torch.device) -> None:

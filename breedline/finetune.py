@@ -20,7 +20,7 @@ from breedline.augment import Transforms
 from breedline.device import described, set_seed
 from breedline.errors import BreedlineError
 from breedline.history import History
-from breedline.learner import FrozenStatistics, InParts, Together, create_learner
+from breedline.learner import FrozenStatistics, Graphs, InParts, Together, create_learner
 from breedline.loader import PixelsDL, data_block
 from breedline.pictures import batch_picture, finder_picture, loss_picture, schedule_picture
 from breedline.probe import Head
@@ -71,7 +71,10 @@ def fine_tune(training: Training, part: int, head: Head | None) -> FineTuned:
         learn.add_cb(Together())
     if part < training.batch_size:
         learn.add_cb(InParts(training.batch_size))
-    if params.compile != "none":
+    if params.compile == "auto":
+        if device.type == "cuda" and world() == 1:
+            learn.add_cb(Graphs(training.precision))
+    elif params.compile != "none":
         torch.compiler.reset()
         model.compile(mode=params.compile, dynamic=False)
     freeze_epochs = 0 if params.freeze_epochs == "fit" else params.freeze_epochs

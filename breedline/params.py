@@ -230,8 +230,11 @@ class Train(_Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"]
     """`auto`: bf16 on a GPU or CPU with instructions for it, else fp16 on CUDA, else fp32."""
     channels_last: bool
-    compile: Literal["none", "default", "reduce-overhead"]
-    """`torch.compile` of the model, by its mode (reduce-overhead: CUDA graphs); it has to compile before each phase."""
+    compile: Literal["auto", "none", "default", "reduce-overhead"]
+    """How the model's kernels are started. `auto`: as CUDA graphs on one GPU, else `none`, one by one.
+
+    The others are modes of `torch.compile`, which has to compile before each phase.
+    """
     keep_images: Literal["auto", "gpu", "ram", "disk"]
     """Where decoded images are kept between epochs; `disk`: nowhere, each epoch decodes them again.
 

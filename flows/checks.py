@@ -30,7 +30,7 @@ from flows.plan import OUR_CODE
 from flows.publish import verify
 from flows.registry import model_of
 from flows.remote import Stored, damaged, has_remote, missing, refill, stored
-from flows.repo import LockFileError, altered, check_lock, outputs
+from flows.repo import LockFileError, altered, check_lock, cut_off, outputs
 from flows.service import SERVER_START, answers
 from flows.workspace import PARAMS, remove_stale
 
@@ -170,7 +170,9 @@ def leftovers(root: Path) -> Iterator[Finding]:
     """No killed run has left anything behind."""
     if not busy(root):
         written = [*outputs(root), PARAMS, REVIEWED["corrections"], REVIEWED["kept"]]
-        if found := [left for path in written for left in leftovers_of(root / path)]:
+        found = [left for path in written for left in leftovers_of(root / path)]
+        found += cut_off(root, time.time() - UNUSED_DAYS["scratch"] * 86_400)
+        if found:
             yield _left(found, "a run that was killed was writing it")
     locks = (cache_root() / "workspaces").glob("*.lock")
     if found := [lock.with_suffix("") for lock in locks if lock.with_suffix("").exists() and not held(lock)]:

@@ -6,6 +6,7 @@ if a new version of DVC changes these parts, only the three modules have to foll
 
 import contextlib
 import operator
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ USED = (
     "stage_cache._load",
     "stage_cache._create_stage",
 )
+TEMPORARY = re.compile(r"\.[\w-]{22}\.tmp")
+"""What DVC calls a file that it is writing."""
 
 
 class LockFileError(BreedlineError):
@@ -116,6 +119,18 @@ def outputs(root: Path) -> list[str]:
     """The paths of all outputs in dvc.yaml at `root`, metrics included."""
     with opened(root) as repo:
         return [str(out) for out in repo.index.outs]
+
+
+def cut_off(root: Path, before: float) -> list[Path]:
+    """Temporary files of a dvc that was killed: beside the outputs, and in its cache those last written `before`.
+
+    The cache may be shared with a dvc that is at work elsewhere. No file in it has such a name for long.
+    """
+    with opened(root) as repo:
+        beside = {root / Path(str(out)).parent for out in repo.index.outs}
+        found = [path for folder in beside for path in folder.glob(".*.tmp")]
+        kept = (path for path in Path(repo.cache.legacy.path).rglob(".*.tmp") if path.lstat().st_mtime < before)
+        return [path for path in (*found, *kept) if TEMPORARY.fullmatch(path.name)]
 
 
 def altered(root: Path) -> dict[str, str]:

@@ -90,6 +90,15 @@ def leftovers(_: Any) -> None:
     Path("data/.corrections.csv.partial").touch()
 
 
+def cut_off(_: Any) -> None:
+    """DVC's own: beside outputs, and in a cache that another dvc may be writing to."""
+    name = f".{'aB3_-' * 4}xY.tmp"
+    Path(name).touch()
+    for path in (in_cache("models").with_name(name), in_cache("raw").parents[2] / name):
+        path.touch()
+        os.utime(path, (MONTHS_AGO, MONTHS_AGO))
+
+
 def clone(_: Any) -> None:
     (cache_dir("workspaces") / "1/.git").mkdir(parents=True)
     (cache_dir("workspaces") / "1.lock").touch()
@@ -135,6 +144,7 @@ REPAIRED: dict[str, tuple[Callable[[Any], object], str, str]] = {
         r"rwlock: names a dvc that was killed$",
     ),
     "leftovers": (leftovers, "leftovers", r"^\.raw\.partial, \.bundle\.old, \.params\.yaml\.partial and 1 more: a run"),
+    "cut off": (cut_off, "leftovers", r"^\.aB3_\S+\.tmp, \S+\.tmp, \S+\.tmp: a run that was killed was writing it$"),
     "clone": (clone, "leftovers", r"workspaces/1: the clone of a run that was killed$"),
     "checkpoints": (lambda _: unused("checkpoints"), "leftovers", r"checkpoints/0123: unused for over 30 days$"),
     "scratch": (lambda _: unused("scratch"), "leftovers", r"scratch/0123: unused for over 1 days$"),
@@ -349,13 +359,16 @@ def test_a_living_run_keeps_its_clone(healthy: Any) -> None:
 
 
 def test_what_only_looks_like_a_leftover_stays(healthy: Any) -> None:
-    for name in (".notes.partial", "data/.mine.old", "raw.partial"):
+    written = in_cache("raw").with_name(f".{'aB3_-' * 4}xY.tmp")  # by another dvc
+    for name in (".notes.partial", "data/.mine.old", "raw.partial", ".mine.tmp", written):
         Path(name).write_text("precious")
     unused("downloads")
     assert main(repair=True) == 0
     assert Path(".notes.partial").exists()
     assert Path("data/.mine.old").exists()
     assert Path("raw.partial").exists()
+    assert Path(".mine.tmp").exists()
+    assert written.exists()
     assert (cache_dir("downloads") / "0123").exists()
 
 

@@ -317,6 +317,15 @@ def test_a_machine_that_cannot_compile_is_told_in_one_line(
 
 
 @pytest.mark.gpu
+def test_cuda_graphs_compute_what_single_kernels_do(pipeline: Pipeline, tmp_path: Path) -> None:
+    exact = {"precision": "fp32", "deterministic": True}
+    folders = (pipeline.train(tmp_path / how, compile=how, **exact) for how in ("none", "auto"))
+    kernels, graphs = (json.loads((folder / "train.json").read_text()) for folder in folders)
+    assert graphs["valid_loss"] == pytest.approx(kernels["valid_loss"], abs=1e-4)
+    assert graphs["train_loss"] == pytest.approx(kernels["train_loss"], abs=1e-4)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     "settings",
     [
@@ -326,6 +335,7 @@ def test_a_machine_that_cannot_compile_is_told_in_one_line(
         {"keep_images": "ram"},
         {"keep_images": "disk"},
         {"compile": "reduce-overhead"},
+        {"compile": "none"},
     ],
     ids=str,
 )
