@@ -35,7 +35,11 @@ SECONDS_FOR_THE_FIRST = 10
 ENVIRONMENT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
 
 
-def run(stage: Callable[..., None]) -> NoReturn:
+Stage = Callable[..., Callable[[], None] | None]
+"""It may return what is to be called once its outputs count, so that what they were made from can go."""
+
+
+def run(stage: Stage) -> NoReturn:
     """Run `stage` as this process, and leave with its exit code: 0, an expected error's own, or 130 for Ctrl-C.
 
     An expected error is one line on standard error; anything else is a bug and keeps its traceback.
@@ -54,10 +58,12 @@ def run(stage: Callable[..., None]) -> NoReturn:
             params = getattr(load_params(PARAMS), name)
             read = _read_by(stage, arguments)
             before = _state(name, read)
-            stage(params, **arguments)
+            finish = stage(params, **arguments)
             after = _state(name, read)
             if changed := [what for what in before | after if before.get(what) != after.get(what)]:
                 raise BreedlineError(f"{changed[0]} changed while it ran, so its outputs are void: run it again")
+            if finish:
+                finish()
     except BreedlineError as error:
         _fail(f"{name}: {error}", error.exit_code)
     except KeyboardInterrupt:
@@ -80,7 +86,7 @@ def _fail(message: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
-def _parser(stage: Callable[..., None]) -> argparse.ArgumentParser:
+def _parser(stage: Stage) -> argparse.ArgumentParser:
     doc = inspect.getdoc(stage) or ""
     parser = argparse.ArgumentParser(prog=f"python -m stages.{stage.__name__}", description=doc.split("\n\n")[0])
     for parameter in list(inspect.signature(stage).parameters.values())[1:]:
@@ -95,13 +101,13 @@ def _parser(stage: Callable[..., None]) -> argparse.ArgumentParser:
     return parser
 
 
-def inputs_of(stage: Callable[..., None]) -> list[str]:
+def inputs_of(stage: Stage) -> list[str]:
     """The names of the parameters through which `stage` is given paths to read."""
     parameters = list(inspect.signature(stage).parameters.values())[1:]
     return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.annotation is Path]
 
 
-def _read_by(stage: Callable[..., None], arguments: dict[str, Any]) -> list[Path]:
+def _read_by(stage: Stage, arguments: dict[str, Any]) -> list[Path]:
     """What the stage reads: its inputs, and the code that DVC records along with them."""
     inputs = [arguments[name] for name in inputs_of(stage)]
     for path in inputs:

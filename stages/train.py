@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,7 +44,7 @@ def train(
     trained: Path,
     metrics: Path,
     report: Path,
-) -> None:
+) -> Callable[[], None] | None:
     """Train on split `train`, watch split `valid`, and write the trained model.
 
     Args:
@@ -53,6 +53,9 @@ def train(
         metrics: loss and accuracy of what is published, of the head alone and of the fine-tuned model, and what the
             result depends on besides its inputs.
         report: folder for DVCLive's log, pictures of the training and of a batch, and fastai's summary of the DataBlock.
+
+    Returns:
+        What removes the checkpoints; as long as they are there, an equal training has its result at once.
 
     Raises:
         BreedlineError: weights that do not fit the architecture, a split or class without images, too little memory, or
@@ -88,12 +91,12 @@ def train(
         head = _head(training) if params.freeze_epochs == "fit" else None
         model, numbers = training.until_it_fits(_train_all, head)
     if rank() > 0:
-        return
+        return None
     write_json({**numbers, "batch_size": training.batch_size, "machine": computed_on}, metrics)
     save_trained(trained, model, spec)
     if device.type == "cuda":
         log.info("train: at most %.1f GB of the GPU's memory", torch.cuda.max_memory_allocated() / 1e9)
-    checkpoints.clear()
+    return checkpoints.clear
 
 
 @contextmanager

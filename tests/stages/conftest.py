@@ -43,7 +43,7 @@ class Pipeline:
         """Train into `folder` with some settings changed; `folder`, with model, train.json and report in it."""
         from stages.train import train
 
-        train(
+        finish = train(
             self.params.train.model_copy(update=settings),
             self.path("presized"),
             self.path("labels.csv"),
@@ -53,6 +53,8 @@ class Pipeline:
             metrics=folder / "train.json",
             report=folder / "report",
         )
+        assert finish
+        finish()
         return folder
 
 
