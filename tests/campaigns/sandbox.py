@@ -25,6 +25,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.campaigns.damage import ABSOLUTE
+
 MEGABYTES = 500
 SECONDS_TO_WAIT = 60
 LETTERS = 500
@@ -161,7 +163,7 @@ def _answer(kind: Kind, files: dict[str, bytes], example: tuple[Any, ...], outsi
         elif max(map(len, lines)) > LETTERS:
             outcome = f"over {LETTERS} characters"
     found = {path.name: path.read_bytes() for path in outside.iterdir() if path != folder}
-    if found != dict.fromkeys(("canary", "canary.csv", "passwd"), CANARY):
+    if found != dict.fromkeys(("canary", "canary.csv", "passwd"), CANARY) or Path(ABSOLUTE).parent.exists():
         outcome = "touched what is outside"
     if (megabytes := _peak() - start) > MEGABYTES:
         outcome = f"over {MEGABYTES} MB"

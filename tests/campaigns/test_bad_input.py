@@ -5,10 +5,12 @@ is odd (damage.py); archives are built step by step of parts that lie. A sandbox
 examples, and its limits are the kernel's. What a campaign has found stands below as examples of their own.
 
 `make test-long` does MANY examples of each kind, in rounds, whose number is their seed, and prints what became of them; where
-BREEDLINE_COUNTS names a folder, also as JSON there. With BREEDLINE_CAMPAIGN_SECONDS=600 each kind takes little longer than
+BREEDLINE_COUNTS names a folder, also as JSON there. An example that fails is written to the folder `found`, as small as
+hypothesis can make it, and read first from then on. With BREEDLINE_CAMPAIGN_SECONDS=600 each kind takes little longer than
 these, however many examples that are.
 """
 
+import ast
 import json
 import os
 import time
@@ -30,9 +32,13 @@ KINDS = (
     "params", "corrections", "decisions", "label", "index", "presize", "image", "bundle", "neighbours", "suspects",
     "records", "dvc", "report",
 )  # fmt: skip
+WELL = ("accepted", "refused")
+LETTERS = 100_000
+"""Of an example that is kept, at most."""
 SHORT, MANY = 25, 100_000
 ROUND = 200
 """Examples of one seed, which is the number of the round: so each can be made again."""
+FOUND = Path(__file__).with_name("found")
 SECONDS = float(os.environ.get("BREEDLINE_CAMPAIGN_SECONDS", "inf"))
 """For each kind, at most, after which no further round begins."""
 
@@ -45,12 +51,24 @@ class Campaign:
         self._began = time.monotonic()
         self.counts: Counter[str] = Counter()
         self.slowest = self.most = 0.0
+        self._found = FOUND / f"{kind}.txt"
+        self._failed = ""
 
     def read(self, *example: Any) -> Answer:
         answer = self._sandbox.read(*example)
+        if answer.outcome not in WELL:
+            self._failed = f"{example!r}\n"
         self.counts[answer.outcome] += 1
         self.slowest, self.most = max(self.slowest, answer.seconds), max(self.most, answer.megabytes)
         return answer
+
+    def read_found(self) -> None:
+        """Read what has failed once."""
+        for line in self._lines():
+            is_well(self.read(*ast.literal_eval(line)))
+
+    def _lines(self) -> list[str]:
+        return self._found.read_text("utf-8").splitlines(keepends=True) if self._found.exists() else []
 
     def rounds(self) -> Iterator[tuple[int, settings]]:
         """The settings of one round after the other, until MANY examples are read; in the short form of a small one."""
@@ -69,6 +87,10 @@ class Campaign:
 
     def close(self) -> None:
         self._sandbox.close()
+        if self._failed and len(self._failed) < LETTERS and self._failed not in self._lines():
+            FOUND.mkdir(exist_ok=True)
+            with self._found.open("a", encoding="utf-8") as file:
+                file.write(self._failed)
         counts = {
             "examples": self.counts.total(),
             **self.counts,
@@ -93,13 +115,17 @@ def campaign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def is_well(answer: Answer) -> None:
-    assert answer.outcome in ("accepted", "refused"), f"{answer.outcome}: {answer.said}"
+    assert answer.outcome in WELL, f"{answer.outcome}: {answer.said}"
 
 
 def test_what_is_valid_is_accepted(campaign: Campaign) -> None:
     assert campaign.read([], True) == Answer(
         "accepted", seconds=pytest.approx(0, abs=10), megabytes=pytest.approx(0, abs=300)
     )
+
+
+def test_what_was_found_once_is_read_or_refused(campaign: Campaign) -> None:
+    campaign.read_found()
 
 
 def test_bad_input_is_read_or_refused_in_one_line(campaign: Campaign) -> None:
