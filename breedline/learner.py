@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from breedline.device import autocast
+from breedline.errors import BreedlineError
 from breedline.ranks import world
 from breedline.together import mean, unwrapped
 from breedline.zoo import layer_groups
@@ -129,8 +130,14 @@ class Graphs(Callback):
         # what it tries before it captures may change neither statistics nor random numbers
         kept = [buffer.clone() for buffer in self.model.buffers()]
         sample = self.xb[0].as_subclass(torch.Tensor).clone()
-        with torch.random.fork_rng([device]), autocast(device, self.precision, cache=False):
-            torch.cuda.make_graphed_callables(self.model, (sample,))
+        try:
+            with torch.random.fork_rng([device]), autocast(device, self.precision, cache=False):
+                torch.cuda.make_graphed_callables(self.model, (sample,))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise BreedlineError(f"train.compile: the model cannot be captured ({reason}): set it to none") from error
         for buffer, value in zip(self.model.buffers(), kept, strict=True):
             buffer.copy_(value)
 

@@ -1,5 +1,8 @@
+from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
+import pytest
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -7,7 +10,8 @@ from fastai.learner import Learner
 from fastai.optimizer import Adam, OptimWrapper
 from torch import nn
 
-from breedline.learner import ADAM, FrozenStatistics, create_learner
+from breedline.errors import BreedlineError
+from breedline.learner import ADAM, FrozenStatistics, Graphs, create_learner
 from breedline.losses import loss_function
 from breedline.zoo import create_model
 
@@ -58,3 +62,51 @@ def test_frozen_statistics_stay_and_all_else_learns() -> None:
     statistics = {name for name, _ in learn.model.named_buffers()}
     assert len(statistics) > 10
     assert same == statistics
+
+
+def _capture(model: nn.Module, samples: tuple[torch.Tensor]) -> None:
+    """What torch.cuda.make_graphed_callables does to a model: tries it, and puts another forward before it."""
+    for _ in range(3):
+        model(*samples)
+    eager = model.forward
+    model.forward = lambda inputs: eager(inputs)
+
+
+def _trained(*callbacks: Any) -> nn.Module:
+    torch.manual_seed(0)
+    learn = learner(create_model("test_resnet", 2))
+    learn.add_cbs(callbacks)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2, 0.1)
+    return learn.model
+
+
+def test_the_capture_of_a_step_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.random, "fork_rng", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", _capture)
+    kernels, graphs = _trained(), _trained(Graphs("fp32"))
+    assert all(map(torch.equal, kernels.state_dict().values(), graphs.state_dict().values()))
+    assert "forward" not in vars(graphs)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (
+            RuntimeError("CUDA error: not permitted\nCompile with"),
+            BreedlineError,
+            r"compile: .*not permitted\): set it",
+        ),
+        (torch.OutOfMemoryError("no room"), torch.OutOfMemoryError, "no room"),
+    ],
+)
+def test_a_model_that_cannot_be_captured_is_told(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[Exception], said: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.random, "fork_rng", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
+    with pytest.raises(raised, match=said):
+        _trained(Graphs("fp32"))

@@ -23,7 +23,7 @@ from breedline.code import code_of
 from tests.campaigns.counts import keep, table
 from tests.project import STAGES, Project
 
-ROUNDS = 8
+ROUNDS = 2
 """Of each stage and kind of edit."""
 LINE = re.compile(r"^error: \w+: .+ changed while it ran, so its outputs are void: run it again$", re.M)
 
