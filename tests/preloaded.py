@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 import warnings
 
 LIBRARIES = (
@@ -98,12 +99,19 @@ def _run(
     sys.argv = ["", *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as ended:  # as a fork of multiprocessing ends: to clear all that was imported takes seconds
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(int(ended.code or 0))
+        code = 0
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    except BaseException:
+        # Python's own end would wait for threads of the server, which a fork does not have
+        traceback.print_exc()
+        code = 1
+    # as a fork of multiprocessing ends: to clear all that was imported takes seconds
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def ask(path: str, arguments: list[str]) -> None:
