@@ -31,8 +31,8 @@ SECONDS = 4.0
 """Within which a run is killed, once a stage has begun: a stage or two."""
 AT_THE_START = 0.1
 """Share of kills that come as dvc starts."""
-SECONDS_TO_END = 20
-"""In which what was started by a dvc that was killed has to end."""
+SECONDS_TO_END = 5
+"""In which what a killed dvc had started has to end: less than most stages take here."""
 SECONDS_TO_FINISH = 600
 """In which a dvc that minds no signal has to go through all the stages, on a busy machine too."""
 LEFT_ALONE = 0.03
