@@ -28,7 +28,7 @@ ROUNDS = 2
 LINE = re.compile(r"^error: \w+: .+ changed while it ran, so its outputs are void: run it again$", re.M)
 
 
-def _setting(project: Project, stage: str, chance: random.Random) -> bool:
+def _setting(project: Project, stage: str, deps: list[str], chance: random.Random) -> bool:
     """One more than any number of the stage's section; whether there is one."""
     path = project.folder / "params.yaml"
     params = YAML(typ="safe").load(path)
@@ -48,9 +48,8 @@ def _numbers(section: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
     return own + [each for some in nested for each in some]
 
 
-def _input(project: Project, stage: str, chance: random.Random) -> bool:
+def _input(project: Project, stage: str, deps: list[str], chance: random.Random) -> bool:
     """A line more in a file that an earlier stage has written; whether there is one."""
-    deps = [dep["path"] for dep in YAML(typ="safe").load(project.lock())["stages"][stage].get("deps", ())]
     paths = [project.folder / dep for dep in deps if dep.startswith(("data/", "metrics/", "reports/"))]
     files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
     if files:
@@ -61,7 +60,7 @@ def _input(project: Project, stage: str, chance: random.Random) -> bool:
     return bool(files)
 
 
-def _code(project: Project, stage: str, chance: random.Random) -> bool:
+def _code(project: Project, stage: str, deps: list[str], chance: random.Random) -> bool:
     """A comment more in a module that the stage imports."""
     modules = [path.relative_to(Path(__file__).parents[2]) for path in code_of(Path(f"stages/{stage}.py").absolute())]
     with (project.folder / chance.choice(modules)).open("a") as file:
@@ -69,7 +68,11 @@ def _code(project: Project, stage: str, chance: random.Random) -> bool:
     return True
 
 
-EDITS: dict[str, Callable[[Project, str, random.Random], bool]] = {"setting": _setting, "input": _input, "code": _code}
+EDITS: dict[str, Callable[[Project, str, list[str], random.Random], bool]] = {
+    "setting": _setting,
+    "input": _input,
+    "code": _code,
+}
 
 
 def _run(
@@ -120,12 +123,13 @@ def test_an_edit_while_a_stage_runs_is_seen_whole_or_voids_the_run(
     for stage, kind in cases:
         project = ran[0].copy(tmp_path / "project", PATH=preloaded)
         before, edited = _recorded(project, stage), False
+        deps = [dep["path"] for dep in before.get("deps", ())]
         if stage not in lasts:
             lasts[stage] = _run(project, stage)[2]
 
-        def edit(kind: str = kind, stage: str = stage, project: Project = project) -> None:
+        def edit(kind: str = kind, stage: str = stage, project: Project = project, deps: list[str] = deps) -> None:
             nonlocal edited
-            edited = EDITS[kind](project, stage, chance)
+            edited = EDITS[kind](project, stage, deps, chance)
 
         code, said, _ = _run(project, stage, edit, chance.uniform(0, lasts[stage]))
         assert "Traceback" not in said, said

@@ -38,7 +38,7 @@ def test_nothing_is_lost_or_left_behind_by_kills(
         killed += [victim] * bool(served.kill(VICTIMS[victim]))
         until(lambda: not served.processes(rf"repro|train\.py|{ENGINE}"), 60)
         ended = served.ended(run)
-        assert ended in ("Crashed", "Published")
+        assert ended in ("Crashed", "Published"), served.log.read_text()
         _assert_whole(served)
         counts.update((each, f"the run ends as {ended}") for each in killed)
         keep("prefect", counts)
