@@ -149,7 +149,12 @@ def reaching(url: str, settings: str = "params.yaml") -> Iterator[None]:
 
 def _storage_errors() -> tuple[type[Exception], ...]:
     """OSError, and the base errors of the packages behind s3:// and gs://, as far as these are imported."""
-    bases = {"botocore.exceptions": "BotoCoreError", "google.auth.exceptions": "GoogleAuthError"}
+    bases = {
+        "botocore.exceptions": "BotoCoreError",
+        "botocore.parsers": "ResponseParserError",  # an answer that makes no sense
+        "aiohttp": "ClientError",  # one that is cut off
+        "google.auth.exceptions": "GoogleAuthError",
+    }
     return OSError, *(getattr(sys.modules[module], name) for module, name in bases.items() if module in sys.modules)
 
 

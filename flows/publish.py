@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from breedline.errors import BreedlineError
+from breedline.errors import BreedlineError, NetworkError
 from flows import registry
 from flows.git_command import GitError, author, git
 from flows.plan import Action, plan
@@ -57,12 +57,17 @@ def verify(root: Path, *, deep: bool = False) -> Verified:
 
     Raises:
         BreedlineError: there is no remote, or one that cannot be verified.
-        NetworkError: the remote does not answer.
+        NetworkError: the remote does not answer, or does not keep what it is sent.
     """
     objects = stored(root)
     lacking = missing(root, objects, deep=deep)
-    upload(root, lacking)
+    unsent = upload(root, lacking)
     lost = missing(root, lacking, deep=deep)
+    if unkept := [item.name for item in lost if item not in unsent]:
+        raise NetworkError(
+            f"DVC remote: {len(unkept)} of {len(objects)} objects were sent, but are missing or altered there "
+            f"({', '.join(unkept[:3])}, …): run it again; if that does not help, use another remote"
+        )
     return Verified(len(objects), [item for item in lacking if item not in lost], lost)
 
 

@@ -25,7 +25,7 @@ from dvc_data.hashfile.transfer import transfer
 from dvc_data.hashfile.tree import Tree
 from dvc_data.index import DataIndexDirError
 
-from breedline.errors import BreedlineError
+from breedline.errors import BreedlineError, NetworkError
 from breedline.fetch import reaching
 from breedline.progress import progress
 from flows.registry import model_in
@@ -241,18 +241,29 @@ def get_model(root: Path, commit: str, folder: Path) -> None:
     Raises:
         BreedlineError: the commit names no such artifact, or not one.
         Missing: neither cache nor remote has its files.
+        NetworkError: the remote does not answer, or with other bytes.
     """
     with (
         opened(root),
         reaching("DVC remote", ".dvc/config"),
         contextlib.closing(DVCFileSystem(str(root), rev=commit)) as files,
     ):
+        files.repo.drop_data_index()  # where DVC keeps lists of files that it has read, right or wrong
         text = files.read_bytes("dvc.yaml") if files.exists("dvc.yaml") else b""
         path = model_in(text, commit[:12]).path
         try:
-            for name in files.ls(path, detail=False):
-                files.get_file(name, str(folder / Path(name).name))
+            for file in files.ls(path):
+                copy = folder / Path(file["name"]).name
+                files.get_file(file["name"], str(copy))
+                if "md5" in file and file_md5(str(copy)) != file["md5"]:
+                    raise NetworkError(
+                        f"{file['name']} of {commit[:12]} is altered, on its way or on the DVC remote: run it again; if that "
+                        "does not help, `breedline verify-remote --deep` where DVC's cache has it"
+                    )
         except (FileNotFoundError, DataIndexDirError) as error:
+            cause = error.__cause__ or error
+            if not isinstance(cause, FileNotFoundError):
+                raise NetworkError(f"DVC remote: {path} of {commit[:12]}: {cause}: run it again") from error
             raise Missing(
                 f"neither DVC's cache nor its remote has {path} of {commit[:12]}: `dvc fetch --all-commits`, or push it"
             ) from error

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 
 from breedline.errors import BreedlineError, NetworkError
 from flows import verify_remote
+from flows.git_command import git
 from flows.publish import verified, verify
-from flows.remote import _md5_reported, check_remote, has_remote, stored, upload
+from flows.remote import _md5_reported, check_remote, get_model, has_remote, stored, upload
 from flows.repo import metrics, recorded
+from tests.flows.faulty import Fault, Proxy
 
 pytestmark = pytest.mark.slow
 BUNDLE = {"bundle", "bundle/README.md", "bundle/breedline.json", "bundle/model.onnx"}
@@ -259,6 +262,59 @@ def test_a_server_that_is_away_is_one_line_and_75(project: Any, monkeypatch: pyt
     assert done.returncode == 75, done.stderr
     assert done.stdout == ""
     assert re.fullmatch("error: DVC remote: .*\n", done.stderr)
+
+
+@pytest.fixture
+def proxy(project: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """What stands before the remote."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    proxy = Proxy(project.s3.endpoint_url)
+    config = project.work / ".dvc/config"
+    config.write_text(re.sub("endpointurl = .*", f"endpointurl = {proxy.url}", config.read_text()))
+    yield proxy
+    proxy.close()
+
+
+@pytest.mark.parametrize("fault", [Fault("cuts", "GET"), Fault("answers a page", "LIST")], ids=str)
+def test_answers_that_are_cut_off_or_make_no_sense_are_one_line(
+    project: Any, oids: dict[str, str], proxy: Proxy, fault: Fault
+) -> None:
+    lose(project, oids["raw/a.txt"])
+    proxy.misbehave(fault)
+    with pytest.raises(NetworkError, match=r"DVC remote: .*run it again"):
+        verify(project.work, deep=True)
+
+
+def test_a_remote_that_keeps_nothing_of_what_it_is_sent_is_no_loss_of_ours(
+    project: Any, oids: dict[str, str], proxy: Proxy
+) -> None:
+    lose(project, oids["raw/a.txt"])
+    proxy.misbehave(Fault("loses", "PUT"))
+    with pytest.raises(NetworkError, match=r"1 of 10 objects were sent, but .* \(raw/a.txt, …\): run it again"):
+        verify(project.work)
+    proxy.heal()
+    assert [item.name for item in verify(project.work).repaired] == ["raw/a.txt"]
+
+
+def test_a_model_that_is_altered_on_the_remote_is_not_taken(project: Any, oids: dict[str, str], tmp_path: Path) -> None:
+    path = project.remote(oids["bundle/model.onnx"])
+    project.s3.pipe_file(path, project.s3.cat_file(path)[:-1] + b"?")
+    shutil.rmtree(".dvc/cache")
+    with pytest.raises(NetworkError, match=r"bundle/\S+ of .* is altered, on its way or on the DVC remote"):
+        get_model(project.work, git(project.work, "rev-parse", "HEAD"), tmp_path)
+
+
+@pytest.mark.parametrize("fault", [Fault("alters", "GET"), Fault("cuts", "GET"), Fault("answers 500", "GET")], ids=str)
+def test_a_model_that_does_not_arrive_whole_is_there_the_next_time(
+    project: Any, proxy: Proxy, tmp_path: Path, fault: Fault
+) -> None:
+    shutil.rmtree(".dvc/cache")
+    commit = git(project.work, "rev-parse", "HEAD")
+    proxy.misbehave(fault)
+    with pytest.raises(BreedlineError):
+        get_model(project.work, commit, tmp_path)
+    proxy.heal()
+    get_model(project.work, commit, tmp_path)
 
 
 def test_a_bucket_that_is_not_there_is_one_line(project: Any) -> None:
