@@ -19,7 +19,7 @@ from flows.plan import Action, plan
 from flows.process import Processes
 from flows.registry import released
 from flows.remote import check_remote, has_remote, missing, stored
-from flows.repo import metrics
+from flows.repo import distrust_remotes, metrics
 from flows.states import Outcome
 from flows.tasks import in_task
 from flows.workspace import PARAMS, Workspace, override, workspace
@@ -58,6 +58,7 @@ def retrain(
                 if not clone.branch:
                     raise BreedlineError(f"{ref} is no branch, and only to a branch can be published: name one")
                 check_remote(clone.root)
+            distrust_remotes(clone.root)
             _override(clone.root, overrides or {})
             in_task("pull", lambda: _pull(clone.root, processes))
             state = run_stages(clone.root, tuple(force or ()))
@@ -103,6 +104,14 @@ def _pull(root: Path, processes: Processes) -> str:
     return f"pulled what there is of {', '.join(stages)}"
 
 
+def _push(root: Path, processes: Processes) -> str:
+    """Send what the remote lacks; object by object where dvc cannot, as with the list of a folder altered there."""
+    try:
+        return _dvc(processes, root, "push")
+    except NetworkError:
+        return str(transaction.verified(root))
+
+
 def _publish(clone: Workspace, processes: Processes) -> State[Any]:
     """Judge the challenger and do what the gate says; the decision is committed whatever it is, but only once."""
     root = clone.root
@@ -124,7 +133,7 @@ def _publish(clone: Workspace, processes: Processes) -> State[Any]:
                 path = write(root, judgement.record)
                 in_task("record", lambda: transaction.record(clone, _subject("Held", judgement), path))
             return Outcome.HELD.state(str(judgement))
-    in_task("push", lambda: _dvc(processes, root, "push"))
+    in_task("push", lambda: _push(root, processes))
     in_task("verify", lambda: transaction.verified(root))
     decision = write(root, judgement.record) if judgement else None
     message = "\n".join([_subject("Retrain", judgement), "", *_numbers(metrics(root))])

@@ -10,7 +10,7 @@ from dvc.repo import Repo
 
 from breedline.errors import BreedlineError
 from flows.plan import plan
-from flows.repo import flat, keep_order, metrics, opened
+from flows.repo import distrust_remotes, flat, keep_order, metrics, opened
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,13 @@ def test_no_password_in_what_dvc_says_is_shown(make_repository: Callable[..., An
     ):
         raise DvcException("cannot reach https://user:s3cret@localhost/store")
     assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(("own", "seconds"), [("", "20"), ("read_timeout = 5\n", "5")])
+def test_a_run_distrusts_a_remote_as_far_as_nobody_says_how(project: Any, own: str, seconds: str) -> None:
+    with (project.work / ".dvc/config").open("a") as config:
+        config.write(own)
+    distrust_remotes(project.work)
+    assert project.run("dvc", "config", "remote.store.verify") == "True"
+    assert project.run("dvc", "config", "remote.store.read_timeout") == seconds
+    assert project.git("status", "--porcelain", "--", ".dvc/config.local") == ""

@@ -19,6 +19,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterId,
 )
 
+from breedline.errors import NetworkError
 from flows import retrain as module
 from flows import tasks
 from flows.registry import roll_back
@@ -382,18 +383,46 @@ def fail(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
     return make
 
 
-def test_a_push_that_fails_is_tried_again(project: Any, fail: Callable[[str, int], None]) -> None:
-    fail("push", tasks.RETRIES)
+@pytest.fixture
+def away(fail: Callable[[str, int], None], monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A function that lets both dvc and ourselves fail some times to send anything."""
+    verified = module.transaction.verified
+
+    def make(times: int) -> None:
+        failures = [NetworkError("the server is away")] * times
+        fail("push", times)
+        monkeypatch.setattr(
+            module.transaction, "verified", lambda root: _raise(failures.pop()) if failures else verified(root)
+        )
+
+    return make
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_what_dvc_cannot_push_is_sent_object_by_object(project: Any, fail: Callable[[str, int], None]) -> None:
+    fail("push", tasks.RETRIES + 1)  # as while the list of a folder is altered on the remote
+    assert run(overrides=BETTER)[0] == "Published"
+
+
+def test_a_push_is_tried_again(project: Any, away: Callable[[int], None]) -> None:
+    away(tasks.RETRIES)
     assert run(overrides=BETTER)[0] == "Published"
 
 
 @pytest.mark.parametrize(("command", "ran"), [("pull", []), ("push", ["train"])])
 def test_a_server_that_stays_away_ends_the_run(
-    project: Any, fail: Callable[[str, int], None], command: str, ran: list[str]
+    project: Any, fail: Callable[[str, int], None], away: Callable[[int], None], command: str, ran: list[str]
 ) -> None:
     before = project.tip()
-    fail(command, tasks.RETRIES + 1)
-    assert run(overrides=BETTER) == ("Failed", f"dvc {command} ended with exit code 9: ERROR: the server is away")
+    if command == "push":
+        away(tasks.RETRIES + 1)
+    else:
+        fail("pull", tasks.RETRIES + 1)
+    name, message = run(overrides=BETTER)
+    assert (name, message.endswith("the server is away")) == ("Failed", True)
     assert (project.ran(), project.tip()) == (ran, before)
 
 
@@ -434,10 +463,18 @@ def test_another_machine_pulls_no_model_that_it_will_train_anew(project: Any, mo
 
 
 @pytest.mark.parametrize("lost", ["raw/b.txt", "raw"])
-def test_what_the_remote_has_lost_is_made_again(project: Any, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
-    project.s3.rm_file(project.remote(next(item.oid for item in stored(project.work) if item.name == lost)))
+@pytest.mark.parametrize("altered", [False, True])
+def test_what_the_remote_has_lost_or_altered_is_made_again(
+    project: Any, monkeypatch: pytest.MonkeyPatch, lost: str, altered: bool
+) -> None:
+    path = project.remote(next(item.oid for item in stored(project.work) if item.name == lost))
+    content = project.s3.cat_file(path)
+    project.s3.rm_file(path)
+    if altered:
+        project.s3.pipe_file(path, content[:-1] + b"?")
     other = project.clone("machine")
     monkeypatch.chdir(other)
     name, _ = run(overrides=BETTER)
     assert (name, project.ran()) == ("Published", ["download", "train"])
     assert oids(project, "raw") <= project.objects()
+    assert project.s3.cat_file(path) == content
