@@ -39,6 +39,7 @@ LEFT_ALONE = 0.03
 """Share of runs that nothing happens to."""
 SIGNALS = {signal.SIGKILL: 6, signal.SIGTERM: 2, signal.SIGINT: 2}
 VICTIMS = ["all", "the stage", "dvc"]
+CACHE = ".dvc/cache"
 IN_PLACE = ["dvc.lock", ".dvc/tmp/rwlock"]
 
 
@@ -118,11 +119,11 @@ class Run:
         return code
 
 
-def left(project: Project) -> dict[str, str]:
-    """What a run leaves behind: in the workspace by its hash, in the caches by name."""
+def left(project: Project, cache: Path) -> dict[str, str]:
+    """What a run leaves behind: in the workspace by its hash, in the caches, one of which is DVC's, by name."""
     home = Path(project.environment["BREEDLINE_CACHE"])
     names = [path for path in home.rglob("*") if path.is_file() and path.suffix != ".lock"]
-    names += [path for path in (project.folder / ".dvc/cache").rglob("*") if path.is_file()]
+    names += [path for path in cache.rglob("*") if path.is_file()]
     workspace = hashes(project.folder)
     return {
         **{name: sha256 for name, sha256 in workspace.items() if not name.startswith((".git/", ".dvc/"))},
@@ -173,7 +174,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
 ) -> None:
     wanted = int(os.environ.get("BREEDLINE_KILLS", 1000 if long else 5))
     seed = int(os.environ.get("BREEDLINE_SEED", random.randrange(1 << 32)))  # noqa: S311 - not a secret
-    chance, truth, start = random.Random(seed), left(ran[0]), time.monotonic()  # noqa: S311
+    chance, truth, start = random.Random(seed), left(ran[0], ran[0].folder / CACHE), time.monotonic()  # noqa: S311
     counts: Counter[tuple[str, str]] = Counter()
     cut: Counter[str] = Counter()
     completed = 0
@@ -184,10 +185,10 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
             for temporary in cut_off(project.folder, float("inf")):
                 temporary.unlink()
                 cut["temporary files"] += 1
-            for old in (project.folder / ".dvc/cache").glob("??/*"):
+            for old in (project.folder / CACHE).glob("??/*"):
                 old.unlink()
                 cut["objects as DVC 2 kept them"] += 1
-            assert left(project) == truth
+            assert left(project, project.folder / CACHE) == truth
             assert project.repro()[0] == []
         except BaseException:  # Ctrl-C, too: the counts so far and the seed are told, and it goes on its way
             keep("kills", counts, seed=seed, failed=True)
