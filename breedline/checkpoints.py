@@ -66,7 +66,8 @@ class Checkpoints:
         with FileLock(self.folder / ".lock"), new_file(path) as temporary:
             _save(value, temporary)
             # written before the file gets its name, so that a kill in between leaves no file without a SHA-256
-            _sha256_file(path).write_text(sha256_of(temporary), "ascii")
+            with new_file(_sha256_file(path)) as recorded:
+                recorded.write_text(sha256_of(temporary), "ascii")
 
     def clear(self) -> None:
         """Remove the checkpoints: the training has finished."""

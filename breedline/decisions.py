@@ -94,10 +94,7 @@ class Table(NamedTuple):
     def _write(self, text: str) -> None:
         try:
             with new_file(self.path) as temporary:
-                with temporary.open("w", encoding="utf-8", newline="") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
+                temporary.write_text(text, "utf-8", newline="")
                 if self.path.exists():
                     shutil.copymode(self.path, temporary)
         except OSError as error:

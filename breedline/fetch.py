@@ -19,7 +19,7 @@ from fsspec.callbacks import Callback
 from fsspec.implementations.local import LocalFileSystem
 
 from breedline.errors import BreedlineError, NetworkError
-from breedline.files import cache_dir, sha256_of
+from breedline.files import cache_dir, sha256_of, sync
 from breedline.progress import progress
 from breedline.tables import write_json
 from breedline.urls import redacted
@@ -85,7 +85,8 @@ def _check(path: Path, url: str, sha256: str | None) -> None:
 
 
 def _keep(part: Path, target: Path) -> None:
-    # in this order a note never describes another file, even after a kill between two of the steps
+    # in this order a note never describes another file, even after a kill or a power loss between two of the steps
+    sync(part)
     _note(target).unlink(missing_ok=True)
     part.replace(target)
     if _note(part).is_file():

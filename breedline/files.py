@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, hashes of files, and the cache folder that outlives a run."""
+"""Files that are written completely or not at all, even where the power fails; hashes of files, and the cache folder that outlives a run."""
 
 import hashlib
 import os
@@ -56,24 +56,36 @@ def folder_key(folder: Path) -> str:
 def new_file(path: Path) -> Iterator[Path]:
     """A path to write to, beside `path`; its file replaces `path` when the block ends without an error.
 
-    It always has the same name, so that the next run removes what a killed one left behind. Processes that may write the
-    same file at the same time need a lock.
+    It is on the disk then. It always has the same name, so that the next run removes what a killed one left behind.
+    Processes that may write the same file at the same time need a lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _partial(path)
     temporary.unlink(missing_ok=True)
     try:
         yield temporary
+        sync(temporary)  # or a power loss may leave the name without the bytes
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has all that was written to a file, or all names in a folder."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """An empty folder to write to, beside `path`, which it replaces when the block ends without an error.
 
-    It always has the same name, as the file of `new_file` has.
+    It always has the same name, as the file of `new_file` has. A power loss may leave it without its bytes: it is mostly
+    an output of a stage, which DVC copies without a sync as well, and which can be made again.
     """
     temporary, old = _partial(path), _old(path)
     _remove(temporary, old)

@@ -20,7 +20,7 @@ from pathlib import Path
 from breedline.bundle import SPEC, read_bundle
 from breedline.classifier import MAX_BYTES, Classifier, Photo, Prediction, Unreadable
 from breedline.errors import BreedlineError, shown
-from breedline.files import cache_dir, new_folder
+from breedline.files import cache_dir, new_folder, sync
 from flows.git_command import GitError, git
 from flows.registry import assigned
 
@@ -89,6 +89,8 @@ def fetched_bundle(root: Path, commit: str) -> Path:
         with FileLock(f"{fetched}.lock"), new_folder(fetched) as new:
             get_model(root, commit, new)
             read_bundle(new)
+            for file in new.iterdir():  # nobody would look again whether a power loss has taken one
+                sync(file)
     return fetched
 
 
