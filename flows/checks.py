@@ -25,12 +25,12 @@ from breedline.tables import read_csv
 from flows.cli import REVIEWED, SET_UP
 from flows.decisions import decided
 from flows.git_command import GitError, git
-from flows.locks import busy, held, holders, rwlock
+from flows.locks import busy, held, holders, rwlock, stage_at_work
 from flows.plan import OUR_CODE
 from flows.publish import verify
 from flows.registry import model_of
-from flows.remote import Stored, damaged, has_remote, missing, refill, stored
-from flows.repo import LockFileError, altered, check_lock, cut_off, outputs
+from flows.remote import Stored, damaged, damaged_beside, has_remote, missing, refill, stored
+from flows.repo import LockFileError, altered, check_lock, cut_off, empty_runs, outputs
 from flows.service import SERVER_START, answers
 from flows.workspace import PARAMS, remove_stale
 
@@ -90,7 +90,7 @@ def pipeline(root: Path) -> Iterator[Finding]:
     try:
         check_lock(root)
     except LockFileError as error:
-        remedy = f"`git checkout {LOCK}`; what has run since, `dvc repro` takes from the run-cache"
+        remedy = f"`git checkout {LOCK}`, or remove it; what has run, `dvc repro` takes from the run-cache"
         yield Finding(str(error), remedy, repair=partial(_check_out, root))
         return
     outputs(root)
@@ -100,7 +100,10 @@ def pipeline(root: Path) -> Iterator[Finding]:
 
 
 def _check_out(root: Path) -> str:
-    git(root, "checkout", "HEAD", "--", LOCK)
+    try:
+        git(root, "checkout", "HEAD", "--", LOCK)
+    except GitError:  # it has not been committed yet
+        return _remove([root / LOCK])
     return f"{LOCK} is the committed one again"
 
 
@@ -174,10 +177,18 @@ def leftovers(root: Path) -> Iterator[Finding]:
         found += cut_off(root, time.time() - UNUSED_DAYS["scratch"] * 86_400)
         if found:
             yield _left(found, "a run that was killed was writing it")
+        if found := empty_runs(root):
+            what = f"{_some(found)}: empty, and dvc fails where it looks for earlier runs of a stage there"
+            yield Finding(what, "remove it", repair=partial(_remove, found))
+        if found := damaged_beside(root, stored(root, cache_only=True)):
+            what = f"{_some(found)}: damaged in DVC's cache, from which dvc would restore it"
+            yield Finding(what, "remove it; `dvc repro` makes it again", repair=partial(_remove, found))
     locks = (cache_root() / "workspaces").glob("*.lock")
     if found := [lock.with_suffix("") for lock in locks if lock.with_suffix("").exists() and not held(lock)]:
         yield Finding(f"{_some(found)}: the clone of a run that was killed", "remove it", False, _remove_clones)
-    for name, days in UNUSED_DAYS.items():
+    for name, days in (
+        UNUSED_DAYS.items() if not stage_at_work() else ()
+    ):  # a clock that has jumped makes what it uses old
         before = time.time() - days * 86_400
         if found := [path for path in (cache_root() / name).glob("*") if path.lstat().st_mtime < before]:
             yield _left(found, f"unused for over {days} days")

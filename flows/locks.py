@@ -19,7 +19,12 @@ def busy(root: Path) -> bool:
     stages = (cache_root() / "locks").glob(f"{folder_key(root.resolve())}-*.lock")
     if any(map(held, [root / ".dvc/tmp/lock", *stages])):
         return True
-    return any(_lives(pid, rwlock(root).stat().st_mtime) for pid in holders(root) or ())
+    return any(_lives(pid, command, rwlock(root)) for pid, command in (holders(root) or {}).items())
+
+
+def stage_at_work() -> bool:
+    """Whether a stage is at work in any folder of this user."""
+    return any(map(held, (cache_root() / "locks").glob("*.lock")))
 
 
 def held(lock: Path) -> bool:
@@ -34,21 +39,25 @@ def held(lock: Path) -> bool:
     return False
 
 
-def holders(root: Path) -> set[int] | None:
-    """The processes that DVC has noted, those that were killed too; None if its notes make no sense."""
+def holders(root: Path) -> dict[int, str] | None:
+    """The processes that DVC has noted and their commands, those that were killed too; None if its notes make no sense."""
     try:
         noted = json.loads(rwlock(root).read_bytes())
         readers = (one for some in noted.get("read", {}).values() for one in some)
-        return {int(one["pid"]) for one in (*noted.get("write", {}).values(), *readers)}
+        return {int(one["pid"]): str(one["cmd"]) for one in (*noted.get("write", {}).values(), *readers)}
     except FileNotFoundError:
-        return set()
+        return {}
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
 
 
-def _lives(pid: int, noted: float) -> bool:
-    """Whether the process that was noted at that time lives, rather than another one that has its number now."""
+def _lives(pid: int, command: str, notes: Path) -> bool:
+    """Whether the process that was noted lives, rather than another one that has its number now.
+
+    A clock that has jumped forward makes a process look younger than the note of it: then its command tells.
+    """
     try:
-        return psutil.Process(pid).create_time() <= noted
-    except (psutil.NoSuchProcess, ValueError, OverflowError):
+        process = psutil.Process(pid)
+        return process.create_time() <= notes.stat().st_mtime or " ".join(process.cmdline()).endswith(command)
+    except (psutil.NoSuchProcess, psutil.AccessDenied, ValueError, OverflowError, FileNotFoundError):
         return False

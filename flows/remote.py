@@ -33,6 +33,7 @@ from flows.repo import opened
 
 READERS = 4
 """How many objects are read at the same time; s3fs buffers up to 100 MB of each."""
+OBJECT = re.compile(r"[0-9a-f]{30}(\.dir)?")
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,24 @@ def damaged(root: Path, objects: list[Stored]) -> list[Stored]:
         return found
 
 
+def damaged_beside(root: Path, objects: list[Stored]) -> list[Path]:
+    """What the cache has beside `objects` with other bytes than its name says, of what was last written to it.
+
+    That is within a day, since a power loss damages what was written in the minutes before. The run-cache may name it, so
+    dvc would restore it.
+    """
+    with opened(root) as repo:
+        cache = repo.cache.local
+        named = {cache.oid_to_path(stored.oid) for stored in objects}
+        written = {path: path.stat().st_mtime for path in Path(cache.path).glob("??/*") if OBJECT.fullmatch(path.name)}
+        since = max(written.values(), default=0) - 86_400
+        return [
+            path
+            for path, when in written.items()
+            if when >= since and str(path) not in named and not _is_whole(cache, path.parent.name + path.name)
+        ]
+
+
 def refill(root: Path, objects: list[Stored]) -> list[Stored]:
     """Put `objects` into the cache again, from outputs that are as dvc.lock says or else from their remote.
 
@@ -190,6 +209,7 @@ def refill(root: Path, objects: list[Stored]) -> list[Stored]:
     lost = []
     with opened(root) as repo, reaching("DVC remote", ".dvc/config"):
         cache = repo.cache.local
+        repo.state.hashes.clear()  # what was restored from a damaged object has the right hash there
         for stored in objects:
             Path(cache.oid_to_path(stored.oid)).unlink(missing_ok=True)
         for out in repo.index.outs:

@@ -25,6 +25,8 @@ USED = (
     "metrics.show",
     "cloud.get_remote",
     "cache.local",
+    "state.hashes.clear",
+    "stage_cache.cache_dir",
     "stage_cache._load",
     "stage_cache._create_stage",
 )
@@ -133,6 +135,12 @@ def cut_off(root: Path, before: float) -> list[Path]:
         found = [path for folder in beside for path in folder.glob(".*.tmp")]
         kept = (path for path in Path(repo.cache.legacy.path).rglob(".*.tmp") if path.lstat().st_mtime < before)
         return [path for path in (*found, *kept) if TEMPORARY.fullmatch(path.name)]
+
+
+def empty_runs(root: Path) -> list[Path]:
+    """Folders of the run-cache without a file, as a kill or a power loss may leave them: dvc fails at their stages."""
+    with opened(root) as repo:
+        return [folder for folder in Path(repo.stage_cache.cache_dir).glob("??/*") if not any(folder.iterdir())]
 
 
 def altered(root: Path) -> dict[str, str]:

@@ -122,6 +122,14 @@ def dead_server(_: Any) -> None:
     os.utime(path, (MONTHS_AGO, MONTHS_AGO))
 
 
+def not_named(_: Any) -> None:
+    """An object that only the run-cache may name, of which a power loss has left the beginning."""
+    path = in_cache("models").parents[1] / "00" / ("0" * 30)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"the beginn")
+    path.chmod(0o444)
+
+
 def cut(share: float) -> Callable[[Any], None]:
     whole = Path("dvc.lock")
     return lambda _: whole.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)]) and None
@@ -145,6 +153,8 @@ REPAIRED: dict[str, tuple[Callable[[Any], object], str, str]] = {
     ),
     "leftovers": (leftovers, "leftovers", r"^\.raw\.partial, \.bundle\.old, \.params\.yaml\.partial and 1 more: a run"),
     "cut off": (cut_off, "leftovers", r"^\.aB3_\S+\.tmp, \S+\.tmp, \S+\.tmp: a run that was killed was writing it$"),
+    "not named": (not_named, "leftovers", r"md5/00/0+: damaged in DVC's cache, from which dvc would restore it$"),
+    "no run": (lambda _: Path(".dvc/cache/runs/00/00").mkdir(parents=True), "leftovers", r"runs/00/00: empty"),
     "clone": (clone, "leftovers", r"workspaces/1: the clone of a run that was killed$"),
     "checkpoints": (lambda _: unused("checkpoints"), "leftovers", r"checkpoints/0123: unused for over 30 days$"),
     "scratch": (lambda _: unused("scratch"), "leftovers", r"scratch/0123: unused for over 1 days$"),
@@ -204,6 +214,30 @@ def test_what_is_nowhere_is_made_again_by_its_stage(healthy: Any, capsys: pytest
     healthy.run("dvc", "push")
     assert main(repair=True) == 0
     assert findings() == {}
+
+
+def test_what_was_restored_from_a_damaged_object_is_made_again(healthy: Any) -> None:
+    """DVC remembers the hash that it should have."""
+    lost_on_the_remote(healthy)
+    whole = Path("models/weights").read_bytes()
+    overwrite(in_cache("models/weights"), b"")
+    shutil.rmtree("models")
+    healthy.run("dvc", "checkout")
+    assert Path("models/weights").read_bytes() == b""
+    main(repair=True)
+    assert "models/weights: missing in DVC's cache" in findings()["results"]
+    healthy.run("dvc", "repro", "train")
+    assert Path("models/weights").read_bytes() == whole
+
+
+def test_a_lock_that_makes_no_sense_and_was_never_committed_is_removed(healthy: Any) -> None:
+    healthy.git("rm", "--cached", "--quiet", "dvc.lock")
+    healthy.git("commit", "--quiet", "--message", "without dvc.lock")
+    Path("dvc.lock").write_bytes(b"")
+    main(repair=True)
+    assert not Path("dvc.lock").exists()
+    healthy.run("dvc", "repro")
+    assert set(findings()) <= {"pipeline", "remote"}
 
 
 def test_what_the_remote_has_altered_is_not_taken(healthy: Any) -> None:
@@ -345,6 +379,23 @@ def test_while_a_stage_runs_its_files_are_left_alone(healthy: Any, capsys: pytes
     assert main(repair=True) == 0
     assert not Path(".dvc/tmp/rwlock").exists()
     assert not Path(".raw.partial").exists()
+
+
+def test_after_a_jump_of_the_clock_what_lives_is_left_alone(healthy: Any) -> None:
+    """All that was written before looks old, and who has noted what later looks as if it had come later."""
+    unused("checkpoints")
+    with FileLock(cache_dir("locks") / "elsewhere-train.lock"):
+        assert findings() == {}
+    assert set(findings()) == {"leftovers"}
+    with subprocess.Popen([sys.executable, "-c", "input()", "dvc", "repro"], stdin=subprocess.PIPE) as dvc:
+        rwlock({"write": {"raw": {"pid": dvc.pid, "cmd": "dvc repro"}}, "read": {}})
+        os.utime(".dvc/tmp/rwlock", (MONTHS_AGO, MONTHS_AGO))
+        assert "work" in findings()
+        main(repair=True)
+        assert Path(".dvc/tmp/rwlock").exists()
+        dvc.communicate()
+    assert main(repair=True) == 0
+    assert not Path(".dvc/tmp/rwlock").exists()
 
 
 def test_a_living_run_keeps_its_clone(healthy: Any) -> None:
