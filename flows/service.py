@@ -37,7 +37,7 @@ class Service:
         self._end()
 
     def _start(self) -> None:
-        self.started = datetime.now(UTC)
+        self.started, self._began = datetime.now(UTC), time.monotonic()
         self._descendants: set[psutil.Process] = set()
         self._process = leashed(self._command, **self._options)
 
@@ -58,7 +58,7 @@ class Service:
         if (code := self.look()) is None:
             return
         self._end()
-        steady = datetime.now(UTC).timestamp() - self.started.timestamp() > STEADY
+        steady = time.monotonic() - self._began > STEADY
         self._failures = 1 if steady else self._failures + 1
         if self._failures == FAILURES:
             raise BreedlineError(f"{self._name} ended {FAILURES} times in a row, at last with exit code {code}")
