@@ -15,7 +15,8 @@ import pytest
 
 from flows.repo import cut_off
 from tests.campaigns.counts import keep, table
-from tests.campaigns.test_kills import CACHE, Run, disturb, left
+from tests.campaigns.run import Run, left
+from tests.campaigns.test_kills import disturb
 from tests.project import Project
 
 EXPECTED = ("environment", "pipeline", "remote")
@@ -43,7 +44,7 @@ def test_clones_that_share_a_cache_leave_each_other_alone(
         pytest.skip("`make test-long` does it: a round takes a minute")
     rounds = int(os.environ.get("BREEDLINE_ROUNDS", 30))
     seed = int(os.environ.get("BREEDLINE_SEED", random.randrange(1 << 32)))  # noqa: S311 - not a secret
-    chance, truth = random.Random(seed), left(ran[0], ran[0].folder / CACHE)  # noqa: S311
+    chance, truth = random.Random(seed), left(ran[0])  # noqa: S311
     counts: Counter[tuple[str, str]] = Counter()
     facts: Counter[str] = Counter()
     for number in range(rounds):

@@ -19,116 +19,23 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 from filelock import FileLock
 
 from flows.repo import cut_off
 from tests.campaigns.counts import keep, table
-from tests.project import STAGES, Project, hashes
+from tests.campaigns.run import Run, left
+from tests.project import STAGES, Project
 
 SECONDS = 4.0
 """Within which a run is killed, once a stage has begun: a stage or two."""
 AT_THE_START = 0.1
 """Share of kills that come as dvc starts."""
-SECONDS_TO_END = 5
-"""In which what a killed dvc had started has to end: less than most stages take here."""
-SECONDS_TO_FINISH = 600
-"""In which a dvc that minds no signal has to go through all the stages, on a busy machine too."""
 LEFT_ALONE = 0.03
 """Share of runs that nothing happens to."""
 SIGNALS = {signal.SIGKILL: 6, signal.SIGTERM: 2, signal.SIGINT: 2}
 VICTIMS = ["all", "the stage", "dvc"]
-CACHE = ".dvc/cache"
 IN_PLACE = ["dvc.lock", ".dvc/tmp/rwlock"]
-
-
-class Run:
-    """A `dvc repro`, in a process group of its own."""
-
-    def __init__(self, project: Project) -> None:
-        self.said = project.folder.with_name("said")
-        with self.said.open("wb") as said:
-            self.dvc = subprocess.Popen(
-                ["dvc", "repro"],
-                cwd=project.folder,
-                env=project.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                process_group=0,  # in the session of the server that starts the stages
-            )
-
-    def begins(self) -> None:
-        """Return once a stage has begun, or there is none to begin."""
-        while self.dvc.poll() is None and b"Running stage" not in self.said.read_bytes():
-            time.sleep(0.02)
-
-    def processes(self) -> list[psutil.Process]:
-        """All that live and were started by it."""
-        found = []
-        for process in psutil.process_iter(["status"]):
-            try:
-                if process.info["status"] != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == self.dvc.pid:
-                    found.append(process)
-            except ProcessLookupError:
-                continue
-        return found
-
-    def stage(self) -> tuple[str, psutil.Process] | None:
-        """The stage at work and its process, which is the one that was forked if it has been forked already."""
-        name, process = "", None
-        for each in self.processes():
-            try:
-                words = each.cmdline()
-            except psutil.Error:
-                continue
-            if name_of := re.search(r"ask \S+ -m stages\.(\w+)", " ".join(words)):
-                name, process = name_of[1], process or each
-            elif "serve" in words:
-                process = each
-        return (name, process) if name and process else None
-
-    def at_work(self) -> str:
-        """The stage at work, or what dvc is doing."""
-        if stage := self.stage():
-            return stage[0]
-        return "dvc: records" if b"Running stage" in self.said.read_bytes() else "dvc: starts"
-
-    def kill(self, number: signal.Signals, victim: str) -> str:
-        """Send the signal; who has got it."""
-        if victim == "all":
-            os.killpg(self.dvc.pid, number)
-        elif victim == "the stage" and (stage := self.stage()):
-            stage[1].send_signal(number)
-        else:
-            victim = "dvc"
-            self.dvc.send_signal(number)
-        return victim
-
-    def ends(self) -> int:
-        """Its exit code, once all its processes have ended."""
-        try:
-            code = self.dvc.wait(SECONDS_TO_FINISH)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"it hangs: {[each.cmdline() for each in self.processes()]}") from None
-        end = time.monotonic() + SECONDS_TO_END
-        while living := self.processes():
-            assert time.monotonic() < end, f"an orphan: {[process.cmdline() for process in living]}"
-            time.sleep(0.05)
-        return code
-
-
-def left(project: Project, cache: Path) -> dict[str, str]:
-    """What a run leaves behind: in the workspace by its hash, in the caches, one of which is DVC's, by name."""
-    home = Path(project.environment["BREEDLINE_CACHE"])
-    names = [path for path in home.rglob("*") if path.is_file() and path.suffix != ".lock"]
-    names += [path for path in cache.rglob("*") if path.is_file()]
-    workspace = hashes(project.folder)
-    return {
-        **{name: sha256 for name, sha256 in workspace.items() if not name.startswith((".git/", ".dvc/"))},
-        **{f"{path.parts[-3:]}": "" for path in names},
-    }
 
 
 def disturb(project: Project, chance: random.Random, counts: Counter[tuple[str, str]]) -> list[str]:
@@ -174,7 +81,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
 ) -> None:
     wanted = int(os.environ.get("BREEDLINE_KILLS", 1000 if long else 5))
     seed = int(os.environ.get("BREEDLINE_SEED", random.randrange(1 << 32)))  # noqa: S311 - not a secret
-    chance, truth, start = random.Random(seed), left(ran[0], ran[0].folder / CACHE), time.monotonic()  # noqa: S311
+    chance, truth, start = random.Random(seed), left(ran[0]), time.monotonic()  # noqa: S311
     counts: Counter[tuple[str, str]] = Counter()
     cut: Counter[str] = Counter()
     completed = 0
@@ -185,10 +92,10 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
             for temporary in cut_off(project.folder, float("inf")):
                 temporary.unlink()
                 cut["temporary files"] += 1
-            for old in (project.folder / CACHE).glob("??/*"):
+            for old in (project.folder / ".dvc/cache").glob("??/*"):
                 old.unlink()
                 cut["objects as DVC 2 kept them"] += 1
-            assert left(project, project.folder / CACHE) == truth
+            assert left(project) == truth
             assert project.repro()[0] == []
         except BaseException:  # Ctrl-C, too: the counts so far and the seed are told, and it goes on its way
             keep("kills", counts, seed=seed, failed=True)
