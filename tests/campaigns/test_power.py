@@ -239,6 +239,7 @@ def test_dvc_repro_ends_with_the_same_bytes(
         for at_work, said in disturbed(project, disk, stages, chance):
             if at_work:
                 counts[at_work, "then the doctor" if careful else "then dvc repro"] += 1
+                keep("power", counts, outcomes=outcomes)
             if careful:
                 assert not said, said
                 outcomes.update(doctor(project))
