@@ -186,9 +186,9 @@ def leftovers(root: Path) -> Iterator[Finding]:
     locks = (cache_root() / "workspaces").glob("*.lock")
     if found := [lock.with_suffix("") for lock in locks if lock.with_suffix("").exists() and not held(lock)]:
         yield Finding(f"{_some(found)}: the clone of a run that was killed", "remove it", False, _remove_clones)
-    for name, days in (
-        UNUSED_DAYS.items() if not stage_at_work() else ()
-    ):  # a clock that has jumped makes what it uses old
+    if stage_at_work():  # a clock that has jumped makes what it uses look old
+        return
+    for name, days in UNUSED_DAYS.items():
         before = time.time() - days * 86_400
         if found := [path for path in (cache_root() / name).glob("*") if path.lstat().st_mtime < before]:
             yield _left(found, f"unused for over {days} days")

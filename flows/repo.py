@@ -31,7 +31,7 @@ USED = (
     "stage_cache._create_stage",
 )
 SILENCE = 20
-"""Seconds without a byte; by default 60. An answer is waited for 25 times, or 125: s3fs and botocore both try again."""
+"""Seconds without a byte; by default 60. botocore tries again, and s3fs five times around it."""
 TEMPORARY = re.compile(r"\.[\w-]{22}\.tmp")
 """What DVC calls a file that it is writing."""
 
