@@ -45,11 +45,11 @@ pytestmark = [
 ]
 SECONDS = 6.0
 """Within which the power fails, once a stage has begun."""
-LEFT_ALONE = 0.1
-"""Share of runs that nothing happens to, as little is left of what a run does that is cut."""
+MOST = 5
+"""Power losses of one project, since little is left of a run that was cut."""
 CAREFUL = 0.8
 """Share of runs in which the doctor looks after each power loss."""
-FIRST = "label"
+FIRST = "duplicates"
 """The stage that the short form makes, with those before it."""
 NAMED = re.compile(r"'(?:\./)?(dvc\.lock|\.dvc/tmp/rwlock)'")
 KINDS = {
@@ -200,12 +200,12 @@ def doctor(project: Project) -> Counter[str]:
 
 def disturbed(project: Project, disk: Disk, stages: list[str], chance: random.Random) -> Iterator[tuple[str, str]]:
     """Run `dvc repro` and cut its power, until one has run through: what was at work each time, or what one that failed said."""
+    cuts = 1 if stages else chance.randint(1, MOST)
     while True:
         run = Run(project, *stages)
         run.begins()
         try:
-            seconds = SECONDS_TO_FINISH if chance.random() < LEFT_ALONE else chance.uniform(0, SECONDS)
-            if run.dvc.wait(seconds) == 0:
+            if run.dvc.wait(chance.uniform(0, SECONDS) if cuts else SECONDS_TO_FINISH) == 0:
                 return
             yield "", run.said.read_text()
         except subprocess.TimeoutExpired:
@@ -213,6 +213,7 @@ def disturbed(project: Project, disk: Disk, stages: list[str], chance: random.Ra
             run.kill(signal.SIGKILL, "all")
             run.ends()
             disk.cut()
+            cuts -= 1
             yield at_work, ""
 
 
