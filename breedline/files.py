@@ -1,5 +1,6 @@
 """Files that are written completely or not at all, even where the power fails; hashes of files, and the cache folder that outlives a run."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -72,10 +73,13 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has all that was written to a file, or all names in a folder."""
+    """Wait until the disk has all that was written to a file, or all names in a folder; no-op on file systems that cannot."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(opened)
 

@@ -1,10 +1,12 @@
 import csv
+import errno
 import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -84,6 +86,19 @@ def test_a_new_file_writes_through_no_link_that_a_killed_run_left(tmp_path: Path
         link_or_copy(Path(__file__), temporary)
     assert other.read_text() == "precious"
     assert (tmp_path / "file").read_bytes() == Path(__file__).read_bytes()
+
+
+@pytest.mark.parametrize(("code", "raised"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_only_a_file_system_that_cannot_sync_need_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, raised: bool
+) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=os.strerror(code)) if raised else nullcontext(), new_file(tmp_path / "a") as new:
+        new.write_text("new")
+    assert (tmp_path / "a").exists() != raised
 
 
 def test_a_new_folder_takes_the_old_ones_place_only_when_the_block_ends_well(tmp_path: Path) -> None:
