@@ -39,7 +39,7 @@ test: $(READY)
 test-fast: $(READY)
 	python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
-# Campaigns of hundreds of kills and edits, of which `make test` does a short form: an hour.
+# The campaigns of docs/reliability.md whole, of which `make test` does a short form: many hours.
 test-long: $(READY)
 	BREEDLINE_TEST_LONG=1 python -m pytest -m long --timeout 3600
 

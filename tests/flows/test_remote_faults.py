@@ -164,7 +164,8 @@ class Remote:
 
     def wrong(self) -> set[str]:
         """What the remote has to have in the end, and lacks or has with other bytes."""
-        there = self.project.s3.cat(self.project.s3.find(self._bucket))
+        found = self.project.s3.find(self._bucket)
+        there = self.project.s3.cat(found) if found else {}
         return {oid for oid in self.wanted if there.get(self.project.remote(oid)) != self._contents[oid]}
 
     def _clone(self, name: str) -> Path:
