@@ -46,6 +46,7 @@ def opened(root: Path) -> Iterator[Repo]:
 
     Raises:
         BreedlineError: there is no DVC repository, DVC fails, or this version of DVC lacks what is used of it.
+        LockFileError: dvc.lock has a hash of an unknown kind.
     """
     with contextlib.chdir(root):
         try:
@@ -55,6 +56,9 @@ def opened(root: Path) -> Iterator[Repo]:
                 yield repo
         except DvcException as error:
             raise BreedlineError(f"{root}: {' '.join(str(error).split())}") from error
+        except NotImplementedError as error:
+            remedy = f"`git checkout {LOCK_FILE}`"
+            raise LockFileError(f"{root / LOCK_FILE} has a hash of a kind that DVC does not know: {remedy}") from error
         except (AttributeError, ImportError) as error:
             if not dvc.__version__.startswith(MADE_WITH):
                 raise BreedlineError(
