@@ -8,6 +8,7 @@ only. A test that is about either uses the real thing.
 """
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -64,13 +65,14 @@ def _start(client: socket.socket) -> None:
     for stream in streams:
         os.close(stream)
     ended = os.pidfd_open(pid)
-    while ended not in (ready := select.select([client, ended], [], [])[0]):
-        if client in ready:
-            wanted = client.recv(1)
-            signal.pidfd_send_signal(ended, wanted[0] if wanted else signal.SIGKILL)
-            if not wanted:
-                os._exit(0)
-    client.send(b"%d" % os.waitpid(pid, 0)[1])
+    with contextlib.suppress(ProcessLookupError, BrokenPipeError):  # the fork, or who asked, has ended meanwhile
+        while ended not in (ready := select.select([client, ended], [], [])[0]):
+            if client in ready:
+                wanted = client.recv(1)
+                signal.pidfd_send_signal(ended, wanted[0] if wanted else signal.SIGKILL)
+                if not wanted:
+                    os._exit(0)
+        client.send(b"%d" % os.waitpid(pid, 0)[1])
     os._exit(0)
 
 
