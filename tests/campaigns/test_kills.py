@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from flows.repo import cut_off
+from flows.repo import cut_off, empty_runs
 from tests.campaigns.counts import keep, table
 from tests.campaigns.run import Run, left
 from tests.project import STAGES, Project
@@ -62,6 +62,11 @@ def disturb(project: Project, chance: random.Random, counts: Counter[tuple[str, 
         if code == 0:
             return removed
         said = run.said.read_text()
+        if "join() argument must be" in said:  # what dvc makes of a folder of its run-cache that is still empty
+            for folder in empty_runs(project.folder):
+                folder.rmdir()
+                removed.append("an empty folder of the run-cache")
+            continue
         cut = next((name for name in IN_PLACE if re.search(rf"'(\./)?{re.escape(name)}'", said)), None)
         assert cut, said
         (project.folder / cut).unlink()
