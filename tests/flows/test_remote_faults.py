@@ -199,7 +199,14 @@ def test_what_a_remote_that_misbehaves_leaves(
     for fault in faults if long else random.sample([fault for fault in faults if fault.kind != "stalls"], 1):
         root, began = remote.start(command), time.monotonic()
         remote.proxy.misbehave(fault)
-        done = remote.run(command, root, stalls=fault.kind == "stalls")
+        try:
+            done = remote.run(command, root, stalls=fault.kind == "stalls")
+        except subprocess.TimeoutExpired:  # dvc asks a silent remote 25 times for each object
+            assert (command, fault.kind) == ("pull", "stalls")
+            counts[str(fault), f"{command}: waits for over {SECONDS} s"] += 1
+            remote.proxy.heal()
+            shutil.rmtree(remote.here)
+            continue
         met, seconds = remote.proxy.met, time.monotonic() - began
         remote.proxy.heal()
         ended = remote.outcome(command, root, done)
