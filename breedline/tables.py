@@ -8,7 +8,7 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -29,7 +29,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write `table` without its row numbers; a text that begins like a formula gets an apostrophe before it."""
     # text that has apostrophes before the formula gets one more, so that read_csv may always remove one
-    table = _changed(table, ("'", *FORMULA), lambda texts: "'" + texts)
+    table = _changed(table, table.columns, ("'", *FORMULA), lambda texts: "'" + texts)
     # csv leaves a carriage return bare, although readers take it for the end of the line
     returns = any(texts.str.contains("\r", regex=False, na=False).any() for _, texts in _texts(table).items())
     quoting: Any = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
@@ -39,7 +39,7 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 
 def read_csv(
     file: Path | IO[bytes],
-    columns: Iterable[str],
+    columns: Collection[str],
     integers: Iterable[str] = (),
     where: str = "",
     repeated: Iterable[str] = (),
@@ -52,6 +52,7 @@ def read_csv(
     is read as `-x`, `''-x` as `'-x`; `'t Hof` stays as it is.
 
     Args:
+        columns: those that the table must have; others are left as they are written.
         integers: columns of whole numbers.
         where: what to call the file in an error, if it has no path.
         repeated: columns of few different words, which become categories; none of them begins like a formula.
@@ -83,7 +84,7 @@ def read_csv(
     if missing := [column for column in columns if column not in table]:
         found = _one_line(", ".join(map(str, table)))
         raise BreedlineError(f"{where} lacks the column {', '.join(missing)}; it has {found}")
-    return _changed(table, ("'",), lambda texts: texts.str[1:])
+    return _changed(table, columns, ("'",), lambda texts: texts.str[1:])
 
 
 def _check_beginning(file: IO[bytes], separator: str) -> None:
@@ -110,9 +111,11 @@ def _texts(table: pd.DataFrame) -> pd.DataFrame:
     return table.select_dtypes(["object", "string"])
 
 
-def _changed(table: pd.DataFrame, starts: tuple[str, ...], change: Callable[[pd.Series], pd.Series]) -> pd.DataFrame:
-    """`table` with those texts changed that begin as one of `starts`, and like a formula after any apostrophes."""
-    for name, texts in _texts(table).items():
+def _changed(
+    table: pd.DataFrame, columns: Collection[str], starts: tuple[str, ...], change: Callable[[pd.Series], pd.Series]
+) -> pd.DataFrame:
+    """`table` with those texts of `columns` changed that begin as one of `starts`, and like a formula after any apostrophes."""
+    for name, texts in _texts(table[list(columns)]).items():
         some = texts[texts.str.startswith(starts, na=False)]
         some = some[some.str.lstrip("'").str.startswith(FORMULA)]
         if len(some):

@@ -131,7 +131,7 @@ def test_any_name_is_read_as_it_was_written(name: str) -> None:
     made.decide(about("a", name=name), None)
     made.decide(about("b", "keep", name=name), None)
     assert [one.name for one in made.read().values()] == [name, name]
-    assert read_csv(CORRECTIONS, [])["name"].tolist() == [name]
+    assert read_csv(CORRECTIONS, ["name"])["name"].tolist() == [name]
     made.undo()
     made.undo()
     assert CORRECTIONS.read_text() == HEADER

@@ -177,6 +177,11 @@ def test_text_that_begins_like_a_formula_has_an_apostrophe_before_it(text: str, 
     assert read_csv(Path("table.csv"), ["name"])["name"].tolist() == [text, "x"]
 
 
+def test_columns_that_nobody_asks_for_are_left_as_they_are_written() -> None:
+    table = read_csv(io.BytesIO(b"name,other\n'-x,'-x\n"), ["name"], where="it")
+    assert table.to_dict("records") == [{"name": "-x", "other": "'-x"}]
+
+
 def test_an_ordinary_table_is_written_without_quotes_and_with_line_feeds(tmp_path: Path) -> None:
     write_csv(pd.DataFrame({"name": ["a b.jpg"], "size": [3]}), tmp_path / "table.csv")
     assert (tmp_path / "table.csv").read_bytes() == b"name,size\na b.jpg,3\n"
