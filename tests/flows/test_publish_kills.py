@@ -27,8 +27,6 @@ from tests.campaigns.counts import keep, table
 from tests.flows.test_publish import SETTLED, decision, files_of, tags_of
 
 ROOT = Path(__file__).parents[2]
-FEW = {"write", "pwrite64", "openat"}
-"""Calls of which there are hundreds, in the middle of files that have no name yet or are SQLite's: every fifth will do."""
 VICTIMS = ("here", "all", "one")
 pytestmark = [
     pytest.mark.slow,
@@ -91,9 +89,7 @@ def test_a_publish_that_is_killed_anywhere_is_whole_or_did_not_happen(
     assert code == 0
     _assert_published(project, before)
     many = Counter(calls)
-    points = [number for number, name in enumerate(calls, 1) if name not in FEW or number % 5 == 0]
-    if not long:
-        points = points[:: len(points) // 4]
+    points = range(1, len(calls) + 1, 1 if long else len(calls) // 4)
     counts: Counter[tuple[str, str]] = Counter()
     visible = locked = torn = 0
     for victims in VICTIMS if long else VICTIMS[:1]:
