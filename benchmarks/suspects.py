@@ -32,6 +32,7 @@ from sklearn.metrics import average_precision_score
 
 from benchmarks.goals import goal
 from benchmarks.workspace import ROOT, cost_of, environment, seconds_of, stage, write_params
+from breedline.checkpoints import Checkpoints
 from breedline.items import Item, load_items
 from breedline.losses import loss_function
 from breedline.params import load_params
@@ -90,7 +91,11 @@ def _flips(folder: Path, name: str, seeds: int) -> bool:
     items = load_items(images, read_csv(folder / "labels.csv", ITEM_COLUMNS).drop_duplicates("sha256"))
     arch, size = params.train.arch, params.train.image_size
     geometry = Geometry(params.presize.shorter_side, size, *statistics(arch))
-    views = seen(items, folder / "presized", arch, folder / "weights", geometry, params.suspects.batch_size)
+    checkpoints = Checkpoints({"benchmark": name})
+    checkpoints.clear()
+    views = seen(
+        *(items, folder / "presized", arch, folder / "weights", geometry, params.suspects.batch_size), checkpoints
+    )
     classes, true = np.unique([item.label for item in items], return_inverse=True)
     rows, right = [], []
     for seed in range(1, seeds + 1):

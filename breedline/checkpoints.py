@@ -4,6 +4,9 @@ Checkpoints lie outside DVC's outputs, which are removed before a stage runs, in
 the training depends on: equal inputs resume, anything else starts from scratch. Beside each file lies its SHA-256, for
 torch.load does not notice flipped bits; a file that differs from its SHA-256 is left out. Files hold tensors and plain
 values, which are read without executing code.
+
+They stay when a stage has ended, since DVC records its outputs only then: whoever kills it in between loses nothing. The
+stage that reads what was made of them removes them, for it runs when that is recorded.
 """
 
 import hashlib
@@ -13,7 +16,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 
 from breedline.files import cache_dir, new_file, sha256_of
@@ -24,7 +26,9 @@ log = logging.getLogger("breedline")
 EPOCHS_KEPT = 2
 """Checkpoints kept per training: the last, and the one before it in case the last is damaged."""
 TRAININGS_KEPT = 4
-"""Unfinished trainings whose checkpoints are kept, the running one included."""
+"""Trainings whose checkpoints are kept, the running one included."""
+MADE = "made"
+"""A file with the SHA-256 of what was made of the checkpoints beside it."""
 
 
 class Checkpoints:
@@ -69,18 +73,35 @@ class Checkpoints:
             with new_file(_sha256_file(path)) as recorded:
                 recorded.write_text(sha256_of(temporary), "ascii")
 
+    def made(self, output: Path) -> None:
+        """`output` was made of them: `remove_those_of(output)` removes them."""
+        with new_file(self.folder / MADE) as temporary:
+            temporary.write_text(sha256_of(output), "ascii")
+
     def clear(self) -> None:
-        """Remove the checkpoints: the training has finished."""
+        """Remove the checkpoints."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _epochs(self) -> list[Path]:
         return sorted(self.folder.glob("epoch-*.pt"))
 
     def _read(self, path: Path) -> Any:
+        import torch  # not above, since those who only remove checkpoints need no torch
+
         return torch.load(path, "cpu", weights_only=True) if _undamaged(path) else None
 
 
+def remove_those_of(output: Path) -> None:
+    """Remove the checkpoints that `output` was made of: its reader calls this, once it is recorded."""
+    sha256 = sha256_of(output).encode()
+    for made in cache_dir("checkpoints").glob(f"*/{MADE}"):
+        if made.read_bytes() == sha256:
+            shutil.rmtree(made.parent, ignore_errors=True)
+
+
 def _save(value: Any, path: Path) -> None:
+    import torch
+
     try:
         with path.open("wb") as file:
             torch.save(value, file)

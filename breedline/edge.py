@@ -34,9 +34,7 @@ SECONDS_FOR_THE_FIRST = 10
 """That other processes which train together leave to the first one, to tell an error."""
 ENVIRONMENT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
 
-
-Stage = Callable[..., Callable[[], None] | None]
-"""It may return what is to be called once its outputs count, so that what they were made from can go."""
+Stage = Callable[..., None]
 
 
 def run(stage: Stage) -> NoReturn:
@@ -58,12 +56,10 @@ def run(stage: Stage) -> NoReturn:
             params = getattr(load_params(PARAMS), name)
             read = _read_by(stage, arguments)
             before = _state(name, read)
-            finish = stage(params, **arguments)
+            stage(params, **arguments)
             after = _state(name, read)
             if changed := [what for what in before | after if before.get(what) != after.get(what)]:
                 raise BreedlineError(f"{changed[0]} changed while it ran, so its outputs are void: run it again")
-            if finish:
-                finish()
     except BreedlineError as error:
         _fail(f"{name}: {error}", error.exit_code)
     except KeyboardInterrupt:

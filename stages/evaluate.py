@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from breedline.checkpoints import remove_those_of
 from breedline.device import pick_device, set_seed
 from breedline.edge import run
 from breedline.errors import BreedlineError
@@ -22,7 +23,7 @@ from breedline.progress import progress
 from breedline.shards import PRESIZED_COLUMNS, ShardSet
 from breedline.split import draw
 from breedline.tables import read_csv, write_json
-from breedline.trained import TrainedSpec, load_trained, read_spec, weights
+from breedline.trained import WEIGHTS, TrainedSpec, load_trained, read_spec, weights
 from breedline.views import normalised
 from breedline.zoo import divide_logits, features, has_linear_head
 
@@ -45,6 +46,7 @@ def evaluate(params: Evaluate, trained: Path, presized: Path, labels: Path, *, m
     """
     images = ShardSet(presized, PRESIZED_COLUMNS)
     spec = read_spec(trained)
+    remove_those_of(trained / WEIGHTS)
     table = read_csv(labels, ["name", "label", "split", "sha256"])
     every = load_items(images, table)
     items = [item for item in every if item.split != "train"]

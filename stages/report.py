@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from breedline import report as contents
+from breedline.checkpoints import remove_those_of
 from breedline.document import Thumbnails, write_page
 from breedline.edge import run
 from breedline.params import Report, load_params
@@ -47,6 +48,7 @@ def report(
     Raises:
         BreedlineError: evaluate's report is of other images than the labels, or something is damaged.
     """
+    remove_those_of(suspects)
     images = ShardSet(presized, PRESIZED_COLUMNS)
     table = read_csv(labels, ["name", "label", "split", "sha256"])
     answers = contents.read_answers(images, table, evaluation, read_json(evaluated, contents.Evaluated))

@@ -74,8 +74,13 @@ def suspects(
     items = list({item.sha256: item for item in reversed(named)}.values())[::-1]
     classes, target = np.unique([item.label for item in items], return_inverse=True)
     geometry = Geometry(item_size, image_size, *statistics(arch))
-    views = seen(items, presized, arch, weights, geometry, params.batch_size)
-    found = judge(out_of_sample(views, target, len(classes), [item.sha256 for item in items]), target)
+    inputs = {"weights": sha256_of(weights / NOTE), "presized": sha256_of(presized / INDEX)}
+    hashes = [item.sha256 for item in items]
+    checkpoints = Checkpoints(
+        {"stage": "suspects", "arch": arch, "geometry": asdict(geometry), "images": hashes, **inputs}
+    )
+    views = seen(items, presized, arch, weights, geometry, params.batch_size, checkpoints)
+    found = judge(out_of_sample(views, target, len(classes), hashes), target)
     gallery = Gallery(views[0], pick_device())
     kinds = np.unique([f"{item.split} {item.label}" for item in items], return_inverse=True)[1]
     pairs = confirmed(
@@ -85,6 +90,7 @@ def suspects(
     write_csv(_near_duplicates(pairs[: params.most], items), near_duplicates)
     numbers = _counts(items, found, pairs)
     write_json(numbers, metrics)
+    checkpoints.made(suspects)
     log.info(
         "suspects: %d of %d labels are likely wrong (`breedline review` shows them); %d pairs of near-duplicates differ in label, %d in split",
         *(numbers["likely"], numbers["images"], *numbers["near_duplicates"].values()),
@@ -92,7 +98,13 @@ def suspects(
 
 
 def seen(
-    items: list[Item], presized: Path, arch: str, weights: Path, geometry: Geometry, batch_size: int
+    items: list[Item],
+    presized: Path,
+    arch: str,
+    weights: Path,
+    geometry: Geometry,
+    batch_size: int,
+    checkpoints: Checkpoints,
 ) -> list[np.ndarray]:
     """The views of the items, each (images, numbers): the features of the pretrained body, if there is one, and few pixels."""
     device = pick_device()
@@ -109,21 +121,9 @@ def seen(
     model = load_pretrained(arch, 1, weights)
     if model is None:
         return [few]
-    inputs = {"weights": weights / NOTE, "presized": presized / INDEX}
-    checkpoints = Checkpoints(
-        {
-            "stage": "suspects",
-            "arch": arch,
-            "geometry": asdict(geometry),
-            "images": [item.sha256 for item in items],
-            **{name: sha256_of(path) for name, path in inputs.items()},
-        }
-    )
     body = Body(arch, 1, weights.resolve(), presized.resolve(), geometry, "fp32", channels_last=True)
     extractor = Extractor(body, model.eval().to(device).to(memory_format=torch.channels_last), store)
-    features = extractor.central(items, batch_size, checkpoints, "suspects")[0].numpy()
-    checkpoints.clear()
-    return [features, few]
+    return [extractor.central(items, batch_size, checkpoints, "suspects")[0].numpy(), few]
 
 
 def _suspects(

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ from breedline.ranks import rank
 from breedline.shards import INDEX, PRESIZED_COLUMNS, ShardSet
 from breedline.tables import read_csv, write_json
 from breedline.together import one_process_for_each_gpu, together, wait
-from breedline.trained import TrainedSpec, save_trained
+from breedline.trained import WEIGHTS, TrainedSpec, save_trained
 from breedline.training import Training
 from breedline.views import Geometry, max_side
 from breedline.zoo import statistics
@@ -44,8 +44,10 @@ def train(
     trained: Path,
     metrics: Path,
     report: Path,
-) -> Callable[[], None] | None:
+) -> None:
     """Train on split `train`, watch split `valid`, and write the trained model.
+
+    The checkpoints stay until evaluate has read the model; until then, an equal training has its result at once.
 
     Args:
         item_size: pixels of the square that is cropped from each presized image (presize.shorter_side).
@@ -53,9 +55,6 @@ def train(
         metrics: loss and accuracy of what is published, of the head alone and of the fine-tuned model, and what the
             result depends on besides its inputs.
         report: folder for DVCLive's log, pictures of the training and of a batch, and fastai's summary of the DataBlock.
-
-    Returns:
-        What removes the checkpoints; as long as they are there, an equal training has its result at once.
 
     Raises:
         BreedlineError: weights that do not fit the architecture, a split or class without images, too little memory, or
@@ -91,12 +90,12 @@ def train(
         head = _head(training) if params.freeze_epochs == "fit" else None
         model, numbers = training.until_it_fits(_train_all, head)
     if rank() > 0:
-        return None
+        return
     write_json({**numbers, "batch_size": training.batch_size, "machine": computed_on}, metrics)
     save_trained(trained, model, spec)
+    checkpoints.made(trained / WEIGHTS)
     if device.type == "cuda":
         log.info("train: at most %.1f GB of the GPU's memory", torch.cuda.max_memory_allocated() / 1e9)
-    return checkpoints.clear
 
 
 @contextmanager

@@ -92,6 +92,16 @@ def test_a_failed_stage_changes_no_record_and_checkout_brings_its_outputs_back(p
     assert project.repro("bundle")[0] == []
 
 
+def test_a_training_that_dvc_was_killed_before_recording_is_not_repeated(project: Project) -> None:
+    project.set("train", seed=7)
+    recorded = YAML(typ="safe").load(project.lock())["stages"]["train"]
+    project.run(*shlex.split(recorded["cmd"]))
+    stages, said = project.repro("evaluate")
+    assert stages == ["train", "evaluate"]
+    assert "train: resuming after epoch 1 of 1" in said
+    assert not any(Path(project.environment["BREEDLINE_CACHE"], "checkpoints").iterdir())
+
+
 class Server(http.server.ThreadingHTTPServer):
     """Serves the pictures, but keeps their second half back until `go`, or 20 s."""
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from breedline.checkpoints import Checkpoints, _save
-from breedline.files import sha256_of
+from breedline.checkpoints import Checkpoints, _save, remove_those_of
+from breedline.files import cache_dir, sha256_of
 
 
 def save_epochs(last: int) -> Checkpoints:
@@ -124,6 +124,16 @@ def test_what_is_kept_lives_as_long_as_the_checkpoints() -> None:
     checkpoints.clear()
     assert not checkpoints.folder.exists()
     assert Checkpoints({}).kept("head") is None
+
+
+def test_the_checkpoints_that_a_file_was_made_of_are_removed_by_its_reader(tmp_path: Path) -> None:
+    (mine, other), unfinished = (tmp_path / "a", tmp_path / "b"), Checkpoints({"a training": "unfinished"})
+    for output in (mine, other):
+        output.write_text(output.name)
+        Checkpoints({"a training": output.name}).made(output)
+    remove_those_of(mine)
+    left = {folder.name for folder in cache_dir("checkpoints").iterdir()}
+    assert left == {Checkpoints({"a training": "b"}).folder.name, unfinished.folder.name}
 
 
 def test_what_is_kept_and_damaged_is_left_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from breedline.checkpoints import remove_those_of
 from breedline.files import sha256_of
 from breedline.params import Params, Source, load_params
 from breedline.pretrained import Pretrained, write_note
@@ -43,7 +44,7 @@ class Pipeline:
         """Train into `folder` with some settings changed; `folder`, with model, train.json and report in it."""
         from stages.train import train
 
-        finish = train(
+        train(
             self.params.train.model_copy(update=settings),
             self.path("presized"),
             self.path("labels.csv"),
@@ -53,8 +54,7 @@ class Pipeline:
             metrics=folder / "train.json",
             report=folder / "report",
         )
-        assert finish
-        finish()
+        remove_those_of(folder / "model/model.safetensors")  # as evaluate does
         return folder
 
 

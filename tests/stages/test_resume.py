@@ -100,6 +100,25 @@ def test_a_kill_between_epochs_and_steps_changes_nothing(
     assert_same(fine_tuned, pretrained.train(tmp_path / "again"))
 
 
+def test_a_training_that_ended_unrecorded_has_its_result_at_once(
+    pretrained: Pipeline,
+    fine_tuned: Path,
+    tmp_path: Path,
+    assert_same: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.stages.conftest.remove_those_of", lambda _: None)  # evaluate does not come to it
+        pretrained.train(tmp_path / "unrecorded")
+    caplog.set_level("INFO")
+    monkeypatch.setattr("breedline.probe.compute_features", lambda *_: pytest.fail("computed again"))
+    again = pretrained.train(tmp_path / "again")
+    assert "train: resuming after epoch 2 of 2" in caplog.messages
+    assert_same(fine_tuned, again, "report/schedule.png", "report/live/plots/metrics/valid_loss.tsv")
+    assert not any((tmp_path / "cache/checkpoints").iterdir())
+
+
 def test_other_settings_start_clean_and_the_finder_is_asked_once(
     pipeline: Pipeline,
     tmp_path: Path,
