@@ -33,9 +33,9 @@ class Run:
                 process_group=0,  # in the session of the server that starts the stages
             )
 
-    def begins(self) -> None:
-        """Return once a stage has begun, or there is none to begin."""
-        while self.dvc.poll() is None and b"Running stage" not in self.said.read_bytes():
+    def begins(self, count: int = 1) -> None:
+        """Return once so many stages have begun, or there is none to begin."""
+        while self.dvc.poll() is None and self.said.read_bytes().count(b"Running stage") < count:
             time.sleep(0.02)
 
     def processes(self) -> list[psutil.Process]:

@@ -27,13 +27,15 @@ from tests.campaigns.counts import keep, table
 from tests.campaigns.run import Run, left
 from tests.project import STAGES, Project
 
-SECONDS = 4.0
-"""Within which a run is killed, once a stage has begun: a stage or two."""
+STAGES_TO_BEGIN = 3
+"""At most, before a run is killed, so that no stage is killed again and again until it happens to get through."""
+SECONDS = 6.0
+"""Within which it then is: mostly within one, as many a stage takes less."""
 AT_THE_START = 0.1
 """Share of kills that come as dvc starts."""
 LEFT_ALONE = 0.03
 """Share of runs that nothing happens to."""
-SIGNALS = {signal.SIGKILL: 6, signal.SIGTERM: 2, signal.SIGINT: 2}
+SIGNALS = {signal.SIGKILL: 8, signal.SIGTERM: 1, signal.SIGINT: 1}
 VICTIMS = ["all", "the stage", "dvc"]
 IN_PLACE = ["dvc.lock", ".dvc/tmp/rwlock"]
 
@@ -45,9 +47,9 @@ def disturb(project: Project, chance: random.Random, counts: Counter[tuple[str, 
         run = Run(project)
         if chance.random() >= LEFT_ALONE:
             if chance.random() >= AT_THE_START:
-                run.begins()
+                run.begins(chance.randint(1, STAGES_TO_BEGIN))
             try:
-                code = run.dvc.wait(chance.uniform(0, SECONDS))
+                code = run.dvc.wait(SECONDS * chance.random() ** 3)
             except subprocess.TimeoutExpired:
                 (number,) = chance.choices(list(SIGNALS), list(SIGNALS.values()))
                 at_work = run.at_work()
