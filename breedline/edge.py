@@ -48,6 +48,8 @@ def run(stage: Stage) -> NoReturn:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("breedline").setLevel(logging.INFO if rank() == 0 else logging.WARNING)
     signal.signal(signal.SIGTERM, end)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # stages/__init__.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     end_with_dvc()
     arguments = vars(_parser(stage).parse_args())
     name = stage.__name__

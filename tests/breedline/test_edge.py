@@ -191,6 +191,13 @@ def test_ctrl_c_is_one_line(start: Start) -> None:
     assert said.count("\n") == 1
 
 
+def test_ctrl_c_while_a_stage_imports_is_no_traceback() -> None:
+    Path("pandas.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n")
+    command = [sys.executable, "-m", "stages.label"]
+    done = subprocess.run(command, env=_environment(ROOT), capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
 @pytest.mark.slow
 def test_sigterm_ends_the_stage_and_its_workers_at_once(start: Start) -> None:
     process = start("subprocess.Popen(['sleep', '60']); wait()")
