@@ -160,7 +160,7 @@ def _answer(kind: Kind, files: dict[str, bytes], example: tuple[Any, ...], outsi
         lines = said.split("\n")
         if not said or len(lines) > kind.lines or any(map(CONTROLS.search, lines)):
             outcome = "not a plain line"
-        elif max(map(len, lines)) > LETTERS:
+        elif max(len(line.strip()) for line in lines) > LETTERS:
             outcome = f"over {LETTERS} characters"
     found = {path.name: path.read_bytes() for path in outside.iterdir() if path != folder}
     if found != dict.fromkeys(("canary", "canary.csv", "passwd"), CANARY) or Path(ABSOLUTE).parent.exists():
