@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import AcquireReturnProxy, FileLock
 
 from breedline.files import cache_dir, new_file, sha256_of
 from breedline.ranks import rank
@@ -39,10 +39,11 @@ class Checkpoints:
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
         trainings = cache_dir("checkpoints")
         self.folder = trainings / key
-        self.folder.mkdir(exist_ok=True)
-        self.folder.touch()
-        for old in sorted(trainings.iterdir(), key=lambda folder: folder.stat().st_mtime)[:-TRAININGS_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        with _alone(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            self.folder.touch()
+        for old in sorted(trainings.iterdir(), key=_last_used)[:-TRAININGS_KEPT]:
+            _remove(old)
 
     def latest_epoch(self) -> dict[str, Any] | None:
         """The state in the newest undamaged checkpoint of an epoch, or None if there is none."""
@@ -66,8 +67,7 @@ class Checkpoints:
         if rank() > 0:
             return
         path = self.folder / f"{name}.pt"
-        # a run in another folder may have the same inputs, and so the same checkpoints
-        with FileLock(self.folder / ".lock"), new_file(path) as temporary:
+        with _alone(self.folder), new_file(path) as temporary:
             _save(value, temporary)
             # written before the file gets its name, so that a kill in between leaves no file without a SHA-256
             with new_file(_sha256_file(path)) as recorded:
@@ -75,12 +75,12 @@ class Checkpoints:
 
     def made(self, output: Path) -> None:
         """`output` was made of them: `remove_those_of(output)` removes them."""
-        with new_file(self.folder / MADE) as temporary:
+        with _alone(self.folder), new_file(self.folder / MADE) as temporary:
             temporary.write_text(sha256_of(output), "ascii")
 
     def clear(self) -> None:
         """Remove the checkpoints."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)
 
     def _epochs(self) -> list[Path]:
         return sorted(self.folder.glob("epoch-*.pt"))
@@ -94,9 +94,28 @@ class Checkpoints:
 def remove_those_of(output: Path) -> None:
     """Remove the checkpoints that `output` was made of: its reader calls this, once it is recorded."""
     sha256 = sha256_of(output).encode()
-    for made in cache_dir("checkpoints").glob(f"*/{MADE}"):
-        if made.read_bytes() == sha256:
-            shutil.rmtree(made.parent, ignore_errors=True)
+    for folder in cache_dir("checkpoints").iterdir():
+        with _alone(folder):
+            made = folder / MADE
+            if made.is_file() and made.read_bytes() == sha256:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_used(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:  # another run has just removed it
+        return 0
+
+
+def _remove(folder: Path) -> None:
+    with _alone(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alone(folder: Path) -> AcquireReturnProxy[FileLock]:
+    """No other run writes there meanwhile: one in another working folder may have the same inputs, and so the same checkpoints."""
+    return FileLock(cache_dir("locks") / f"{folder.name}-checkpoints.lock").acquire()
 
 
 def _save(value: Any, path: Path) -> None:

@@ -27,7 +27,7 @@ def flip(path: Path, position: int, bits: int) -> None:
 def test_the_last_two_epochs_are_kept_and_the_last_one_is_read() -> None:
     assert Checkpoints({"seed": 1}).latest_epoch() is None
     names = {path.name for path in save_epochs(4).folder.iterdir()}
-    assert names == {".lock", "epoch-000003.pt", "epoch-000003.pt.sha256", "epoch-000004.pt", "epoch-000004.pt.sha256"}
+    assert names == {"epoch-000003.pt", "epoch-000003.pt.sha256", "epoch-000004.pt", "epoch-000004.pt.sha256"}
     latest = Checkpoints({"seed": 1}).latest_epoch()
     assert latest
     assert latest["epoch"] == 4
@@ -36,7 +36,7 @@ def test_the_last_two_epochs_are_kept_and_the_last_one_is_read() -> None:
 def test_two_runs_do_not_write_checkpoints_at_the_same_time() -> None:
     checkpoints = Checkpoints({"seed": 1})
     with ThreadPoolExecutor() as threads:
-        with FileLock(checkpoints.folder / ".lock"):
+        with FileLock(cache_dir("locks") / f"{checkpoints.folder.name}-checkpoints.lock"):
             saved = threads.submit(checkpoints.keep_epoch, 1, {"epoch": 1})
             with pytest.raises(TimeoutError):
                 saved.result(timeout=0.5)
@@ -134,6 +134,24 @@ def test_the_checkpoints_that_a_file_was_made_of_are_removed_by_its_reader(tmp_p
     remove_those_of(mine)
     left = {folder.name for folder in cache_dir("checkpoints").iterdir()}
     assert left == {Checkpoints({"a training": "b"}).folder.name, unfinished.folder.name}
+
+
+def test_another_run_may_remove_checkpoints_while_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "output").touch()
+
+    def write() -> None:
+        for epoch in range(40):
+            Checkpoints({}).keep_epoch(epoch, {})
+            Checkpoints({}).made(tmp_path / "output")
+
+    def remove() -> None:
+        for _ in range(40):
+            remove_those_of(tmp_path / "output")
+            Checkpoints({}).clear()
+
+    with ThreadPoolExecutor() as executor:
+        for done in [executor.submit(does) for does in (write, write, remove)]:
+            done.result()
 
 
 def test_what_is_kept_and_damaged_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
