@@ -7,6 +7,7 @@ if a new version of DVC changes these parts, only the three modules have to foll
 import contextlib
 import operator
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,9 +143,15 @@ def cut_off(root: Path, before: float) -> list[Path]:
 
 
 def empty_runs(root: Path) -> list[Path]:
-    """Folders of the run-cache without a file, as a kill or a power loss may leave them: dvc fails at their stages."""
+    """Folders of the run-cache without a file, as a kill or a power loss may leave them: dvc fails at their stages.
+
+    They are so for a second: in a new one, the dvc of another clone with the same cache is about to write.
+    """
     with opened(root) as repo:
-        return [folder for folder in Path(repo.stage_cache.cache_dir).glob("??/*") if not any(folder.iterdir())]
+        found = [folder for folder in Path(repo.stage_cache.cache_dir).glob("??/*") if not any(folder.iterdir())]
+    if found:
+        time.sleep(1)
+    return [folder for folder in found if folder.is_dir() and not any(folder.iterdir())]
 
 
 def altered(root: Path) -> dict[str, str]:

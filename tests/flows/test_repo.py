@@ -10,7 +10,7 @@ from dvc.repo import Repo
 
 from breedline.errors import BreedlineError
 from flows.plan import plan
-from flows.repo import distrust_remotes, flat, keep_order, metrics, opened
+from flows.repo import distrust_remotes, empty_runs, flat, keep_order, metrics, opened
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,17 @@ def test_the_order_of_the_record_is_that_of_dvc_whatever_ends_first(make_reposit
             repository.shell(f"python -m dvc repro -q -s {stage}")
         assert lock.read_bytes() != after
     assert lock.read_bytes() == after
+
+
+def test_a_folder_that_another_dvc_is_about_to_write_to_is_not_empty(
+    make_repository: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_repository().root
+    of_a_kill, of_another = (root / f".dvc/cache/runs/00/{name}" for name in ("kill", "another"))
+    for folder in (of_a_kill, of_another):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr("time.sleep", lambda _: (of_another / "run").touch())
+    assert empty_runs(root) == [of_a_kill]
 
 
 def test_nested_settings_are_flat_and_empty_ones_are_kept() -> None:
