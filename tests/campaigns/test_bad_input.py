@@ -57,7 +57,8 @@ class Campaign:
     def read(self, *example: Any) -> Answer:
         answer = self._sandbox.read(*example)
         if answer.outcome.startswith("over ") and answer.outcome.endswith(" s"):
-            answer = self._sandbox.read(*example)  # once more: beside other work, the same takes twice the time of the CPU
+            # once more: beside other work, the same may take twice the time of the CPU
+            answer = self._sandbox.read(*example)
         if answer.outcome not in WELL:
             self._failed = f"{example!r}\n"
         self.counts[answer.outcome] += 1
