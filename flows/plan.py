@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from breedline.errors import BreedlineError
 from breedline.params import load_params
 from breedline.urls import redacted
 from flows.policy import Policy, policy_of
@@ -196,7 +197,12 @@ def _restorable(stage: Stage, restored: Restored, as_locked: bool) -> list[Outpu
     if not _can_hash(stage):
         return []
     cache = stage.repo.stage_cache
-    recorded = to_single_stage_lockfile(stage) if as_locked else cache._load(stage)
+    try:
+        recorded = to_single_stage_lockfile(stage) if as_locked else cache._load(stage)
+    except TypeError as error:  # from json, which sorts the keys
+        raise BreedlineError(
+            f"stage {stage.addressing}: a setting has texts and numbers as keys, which DVC cannot sort: put them in quotes"
+        ) from error
     if not recorded:
         return []
     cached = cache._create_stage(recorded, wdir=stage.wdir)

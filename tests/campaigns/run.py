@@ -16,6 +16,9 @@ SECONDS_TO_END = 5
 SECONDS_TO_FINISH = 600
 """In which a dvc that minds no signal has to go through all the stages, on a busy machine too."""
 
+TAKEN = re.compile(r"No such file or directory: '\S+/runs/\S+\.tmp'")
+"""What dvc says when another dvc with the same cache has taken its half-written file in the run-cache for damaged, and removed it."""
+
 
 class Run:
     """A `dvc repro`, of all stages unless some are named, in a process group of its own."""

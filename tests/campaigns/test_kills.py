@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from flows.repo import cut_off, empty_runs
 from tests.campaigns.counts import keep, table
-from tests.campaigns.run import Run, left
+from tests.campaigns.run import TAKEN, Run, left
 from tests.project import STAGES, Project
 
 STAGES_TO_BEGIN = 3
@@ -68,6 +68,9 @@ def disturb(project: Project, chance: random.Random, counts: Counter[tuple[str, 
             for folder in empty_runs(project.folder):
                 folder.rmdir()
                 removed.append("an empty folder of the run-cache")
+            continue
+        if TAKEN.search(said):
+            removed.append("a file of the run-cache, by the other dvc")
             continue
         cut = next((name for name in IN_PLACE if re.search(rf"'(\./)?{re.escape(name)}'", said)), None)
         assert cut, said
