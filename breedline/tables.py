@@ -42,7 +42,7 @@ def read_csv(
     columns: Collection[str],
     integers: Iterable[str] = (),
     where: str = "",
-    repeated: Iterable[str] = (),
+    repeated: Collection[str] = (),
     numbers: Iterable[str] = (),
     separator: str = ",",
 ) -> pd.DataFrame:
@@ -84,6 +84,8 @@ def read_csv(
     if missing := [column for column in columns if column not in table]:
         found = _one_line(", ".join(map(str, table)))
         raise BreedlineError(f"{where} lacks the column {', '.join(missing)}; it has {found}")
+    for name in repeated:  # of a column that has numbers only, pandas makes numbers
+        table[name] = table[name].cat.rename_categories(str)
     return _changed(table, columns, ("'",), lambda texts: texts.str[1:])
 
 

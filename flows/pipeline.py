@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 from prefect import allow_failure, flow, get_client, get_run_logger
 from prefect.client.schemas.objects import State
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.tasks import Task
 
@@ -20,6 +21,7 @@ from flows.names import run_name
 from flows.plan import Action, Step, plan
 from flows.process import Ended, Processes, RunEnded
 from flows.repo import keep_order
+from flows.service import SERVER_START
 from flows.states import Outcome
 from flows.tasks import task_of
 
@@ -154,13 +156,19 @@ def _slots(resources: list[str], run: Run) -> Iterator[None]:
     # A server outage must not cost hours of training: the stage goes on when its lease cannot be renewed, and has
     # succeeded even if the lease cannot be released, which then expires by itself.
     options: dict[str, Any] = {"strict": True, "lease_duration": LEASE, "raise_on_lease_renewal_failure": False}
-    slots = contextlib.ExitStack()
+    slots, answered = contextlib.ExitStack(), time.monotonic()
     while True:
         try:
             slots.enter_context(concurrency(resources, timeout_seconds=5, **options))
             break
         except TimeoutError:
-            run.processes.check_open()
+            answered = time.monotonic()
+        except ConcurrencySlotAcquisitionError as error:
+            away = isinstance(error.__cause__, httpx.TransportError)
+            if not away or time.monotonic() - answered > SERVER_START:
+                raise
+            time.sleep(1)  # the server was killed, and is about to start again
+        run.processes.check_open()
     try:
         yield
     finally:

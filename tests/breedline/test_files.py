@@ -177,6 +177,11 @@ def test_text_that_begins_like_a_formula_has_an_apostrophe_before_it(text: str, 
     assert read_csv(Path("table.csv"), ["name"])["name"].tolist() == [text, "x"]
 
 
+def test_words_that_are_repeated_stay_text() -> None:
+    table = read_csv(io.BytesIO(b"shard,size\n8,1\n8,2\n"), ["shard", "size"], ["size"], "it", repeated=["shard"])
+    assert table.to_dict("list") == {"shard": ["8", "8"], "size": [1, 2]}
+
+
 def test_columns_that_nobody_asks_for_are_left_as_they_are_written() -> None:
     table = read_csv(io.BytesIO(b"name,other\n'-x,'-x\n"), ["name"], where="it")
     assert table.to_dict("records") == [{"name": "-x", "other": "'-x"}]

@@ -1,13 +1,17 @@
 """The flow: what DVC would do, task by task, on a Prefect server of its own."""
 
+import contextlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 from prefect import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import State, StateType
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 
 from flows.pipeline import pipeline
 from flows.process import Processes
@@ -131,6 +135,25 @@ def test_independent_stages_overlap_unless_they_hold_the_same_resource(
     if resources != "[]":
         with get_client(sync_client=True) as client:
             assert client.read_global_concurrency_limit_by_name("tests-only").limit == 1
+
+
+@pytest.mark.parametrize(
+    ("cause", "state"), [(httpx.ConnectError("refused"), "Completed"), (ValueError("no such limit"), "Failed")]
+)
+def test_a_server_that_starts_again_costs_no_run(
+    make_repository: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, cause: Exception, state: str
+) -> None:
+    asked = itertools.count()
+
+    def concurrency(*_: object, **__: object) -> contextlib.AbstractContextManager[None]:
+        if next(asked) < 2:
+            raise ConcurrencySlotAcquisitionError("no slot") from cause
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("flows.pipeline.concurrency", concurrency)
+    stage = "{cmd: echo > a, outs: [a], meta: {prefect: {resources: [tests-only]}}}"
+    done = _run(make_repository(f"stages: {{a: {stage}}}").root)
+    assert done.names() == {"a": state}
 
 
 def test_a_run_leaves_its_plan_a_summary_metrics_and_what_the_stages_show(make_repository: Callable[..., Any]) -> None:
