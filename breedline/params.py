@@ -3,6 +3,7 @@
 The whole file is checked before any stage does any work, and all mistakes are reported together.
 """
 
+import contextlib
 import difflib
 import reprlib
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic import (
 )
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from breedline.architectures import Architecture, pretrained_name
 from breedline.errors import BreedlineError, one_line
@@ -32,6 +34,8 @@ BETWEEN, MOST_MISTAKES = "\n  ", 50
 
 MAX_BYTES = 200_000
 """A longer params.yaml is not read."""
+DEEPEST = 100
+"""Mappings and lists within each other, in a YAML file."""
 _short = reprlib.Repr()  # of a value in a mistake: what a few aliases of YAML stand for can fill the memory
 _short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring, _short.maxother = 2, 10, 10, 200, 200
 
@@ -372,6 +376,7 @@ def load_params(path: Path) -> Params:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ParamsError(f"{path} has over {MAX_BYTES:,} bytes: put what is long into a table (label.table)")
+        check_nesting(path)
         settings = YAML(typ="safe").load(path.read_text("utf-8"))  # YAML 1.2, as DVC reads it: `on` is a word
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing: `git checkout {path}` restores it") from None
@@ -385,6 +390,20 @@ def load_params(path: Path) -> Params:
         return Params.model_validate(settings)
     except ValidationError as error:
         raise ParamsError(BETWEEN.join([f"{path} needs mending:", *_describe(error)])) from error
+
+
+def check_nesting(path: Path) -> None:
+    """Refuse a YAML file that is nested so deeply that its reader, which recurses in C, would end this process.
+
+    Raises:
+        ParamsError: it is. What else may be wrong with it, its reader tells.
+    """
+    depth = 0
+    with contextlib.suppress(YAMLError, UnicodeError):
+        for event in YAML(typ="safe").parse(path.read_text("utf-8")):
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ParamsError(f"{path} is nested over {DEEPEST} deep: `git checkout {path}` restores it")
 
 
 def _describe(error: ValidationError) -> list[str]:

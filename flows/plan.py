@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dvc.dependency import Dependency, ParamsDependency
-from dvc.dvcfile import PROJECT_FILE
+from dvc.dvcfile import LOCK_FILE, PROJECT_FILE
 from dvc.output import Output
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 from dvc.stage import Stage
@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from breedline.errors import BreedlineError
-from breedline.params import load_params
+from breedline.params import check_nesting, load_params
 from breedline.urls import redacted
 from flows.policy import Policy, policy_of
 from flows.repo import flat, opened
@@ -73,6 +73,9 @@ def plan(root: Path, *, pulled: bool = False) -> list[Step]:
     """
     if (root / OUR_CODE).exists():  # else it is another DVC project, whose settings are its own
         load_params(root / PARAMS)
+    for path in (root / PROJECT_FILE, root / LOCK_FILE):
+        if path.is_file():
+            check_nesting(path)
     steps: dict[str, Step] = {}
     restored: Restored = {}
     with opened(root) as repo, repo.lock:
