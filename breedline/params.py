@@ -399,7 +399,7 @@ def check_nesting(path: Path) -> None:
         ParamsError: it is. What else may be wrong with it, its reader tells.
     """
     depth = 0
-    with contextlib.suppress(YAMLError, UnicodeError):
+    with contextlib.suppress(OSError, YAMLError, UnicodeError):
         for event in YAML(typ="safe").parse(path.read_text("utf-8")):
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
             if depth > DEEPEST:

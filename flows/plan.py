@@ -73,9 +73,8 @@ def plan(root: Path, *, pulled: bool = False) -> list[Step]:
     """
     if (root / OUR_CODE).exists():  # else it is another DVC project, whose settings are its own
         load_params(root / PARAMS)
-    for path in (root / PROJECT_FILE, root / LOCK_FILE):
-        if path.is_file():
-            check_nesting(path)
+    for name in (PROJECT_FILE, LOCK_FILE):
+        check_nesting(root / name)
     steps: dict[str, Step] = {}
     restored: Restored = {}
     with opened(root) as repo, repo.lock:
