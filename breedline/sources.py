@@ -267,8 +267,8 @@ class _Tar(tarfile.TarFile):
 def _zip(file: IO[bytes], url: str) -> Iterator[Member]:
     with _one_line(url), zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
-            if not info.filename:  # zipfile cannot even print it
-                raise zipfile.BadZipFile("an entry without a name")
+            if not info.filename:  # refused by `members`; zipfile cannot even print it
+                yield Member("", 0, io.BytesIO())
             if info.filename.endswith("/") or stat.S_ISLNK(info.external_attr >> 16):
                 continue
             with archive.open(info) as content:

@@ -204,7 +204,7 @@ def test_an_archive_without_its_end_mark_is_refused(make: Make, params: Download
         (gzip.compress(tar_of()), "no files at all"),
         (zip_of(), "no files at all"),
         (tar_of((tarfile.TarInfo(".."), b"x")), r"a file named '\.\.'"),
-        (zip_of((zipfile.ZipInfo(""), b"x")), "an entry without a name"),
+        (zip_of((zipfile.ZipInfo(""), b"x")), "a file named ''"),
         (zip_of((zipfile.ZipInfo("a"), b"x"))[:-6] + b"\xff\xff\0\0\0\0", "damaged or incomplete"),
     ],
     ids=[

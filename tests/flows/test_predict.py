@@ -182,7 +182,7 @@ def test_a_class_controls_neither_terminal_nor_spreadsheet(capsys: pytest.Captur
     text = capsys.readouterr().out
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["label"] for row in rows] == ["'=1+1", "'@\ufffd[2J", "''-2"]
-    assert list(read_csv(io.BytesIO(text.encode()), ["label"])["class_1"]) == ["=1+1", "@\ufffd[2J", "'-2"]
+    assert list(read_csv(io.BytesIO(text.encode()), ["class_1"])["class_1"]) == ["=1+1", "@\ufffd[2J", "'-2"]
 
 
 def test_csv_has_a_pair_of_columns_for_each_class(capsys: pytest.CaptureFixture[str]) -> None:
